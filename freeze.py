@@ -62,6 +62,16 @@ class UnfreezeSchedule:
         released = {name for names in self.releases[:self.stage(epoch) + 1] for name in names}
         return tuple(n for n in self.layers if n not in self.frozen or n in released)
 
+    def describe(self, epoch):
+        """What a person wants to know where a stage starts: what it releases."""
+        stage = self.stage(epoch)
+        if not self.frozen:
+            return "all layers train"
+        if stage:
+            return f"stage {stage} releases {' '.join(self.releases[stage]) or 'nothing more'}"
+        return (f"stage 0 trains {' '.join(self.trainable(epoch))}; frozen: "
+                f"{' '.join(self.frozen)}")
+
 
 def _blocks(frozen):
     """Top first: (mixed_5*), (mixed_4*), (mixed_3* and the stem, which has no block number)."""

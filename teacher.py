@@ -17,10 +17,10 @@ L glosses of a sentence. Epochs are counted from 0.
 
 import argparse
 import contextlib
-import csv
 import dataclasses
 import json
 import math
+import os
 import platform
 import sys
 import time
@@ -36,7 +36,7 @@ from torch.nn.utils.rnn import pack_sequence, pad_packed_sequence, pad_sequence
 
 import adapt
 import freeze
-from wer import score
+from wer import read_annotations, score
 
 # I3D's Inception blocks: output channels of b0, b1a -> b1b, b2a -> b2b, b3b. The order of this
 # table is the network's; freezing cuts it, adaptation finds its names in checkpoints.
@@ -61,8 +61,6 @@ SPLITS = ("train", "dev", "test")
 ANNOTATIONS = ("{}.corpus.csv", "annotations/manual/{}.corpus.csv",
                "PHOENIX-2014-T.{}.corpus.csv", "annotations/manual/PHOENIX-2014-T.{}.corpus.csv",
                "{}.SI5.corpus.csv", "annotations/manual/{}.SI5.corpus.csv")
-COLUMNS = ({"id": "id", "signer": "signer", "glosses": "annotation"},     # Phoenix-2014
-           {"id": "name", "signer": "speaker", "glosses": "orth"})        # Phoenix-2014-T
 BROKEN = {"13April_2011_Wednesday_tagesschau_default-14"}  # of Phoenix-2014: its video is damaged
 
 SPEED = (0.8, 1.25)      # training sentences are played at a length factor drawn from this range
@@ -156,54 +154,24 @@ class Sentence(NamedTuple):
 
 
 def read_corpus(directory):
-    """{split: [Sentence]} of a directory in the project's layout; features are not read yet.
-
-    Understands the columns of Phoenix-2014 (id, signer, annotation) and Phoenix-2014-T (name,
-    speaker, orth), separated by |. ValueError names file, line and what was expected.
-    """
+    """{split: [Sentence]} of a directory in the project's layout; features are not read yet."""
     directory, corpus = Path(directory), {}
     for split in SPLITS:
         candidates = [directory / name.format(split) for name in ANNOTATIONS]
         path = next((path for path in candidates if path.is_file()), None)
+        if path is None and split != "test":
+            raise ValueError(f"{candidates[0]}: no such file, nor at {', '.join(ANNOTATIONS[1:])}; "
+                             f"expected the {split} annotations".replace("{}", split))
         if path:
-            corpus[split] = read_annotations(path, directory / "features" / split)
-        elif split != "test":
-            raise ValueError(f"{candidates[0]}: no such file, expected the {split} annotations "
-                             f"there or at {', '.join(ANNOTATIONS[1:]).format(*[split] * 5)}")
+            folder = directory / "features" / split
+            corpus[split] = [Sentence(*annotation, _feature_path(folder, annotation.id))
+                             for annotation in read_annotations(path)]
     return corpus
 
 
-def read_annotations(path, feature_dir):
-    """[Sentence] of one corpus file, with the paths of their features."""
-    try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            rows = list(csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE))
-    except (UnicodeDecodeError, csv.Error) as error:
-        raise ValueError(f"{path}: not a UTF-8 text file with lines ({error})") from error
-    header = rows[0] if rows else []
-    columns = next((c for c in COLUMNS if set(c.values()) <= set(header)), None)
-    if columns is None:
-        raise ValueError(f"{path}:1: header is {'|'.join(header)[:100]!r}, expected "
-                         f"id|folder|signer|annotation or "
-                         f"name|video|start|end|speaker|orth|translation")
-    sentences = {}
-    for number, row in enumerate(rows[1:], 2):
-        if len(row) != len(header):
-            raise ValueError(f"{path}:{number}: {len(row)} columns, expected {len(header)}")
-        entry = dict(zip(header, row))
-        name, glosses = entry[columns["id"]], tuple(entry[columns["glosses"]].split())
-        if not name.isprintable() or name != Path(name).name or "\\" in name:
-            raise ValueError(f"{path}:{number}: id {name!r}, expected a plain file name")
-        if name in sentences:
-            raise ValueError(f"{path}:{number}: id {name} again, expected each id once")
-        if not glosses:
-            raise ValueError(f"{path}:{number}: {name} has an empty annotation, expected glosses")
-        npz = feature_dir / f"{name}.npz"
-        sentences[name] = Sentence(name, entry[columns["signer"]], glosses,
-                                   npz if npz.is_file() else feature_dir / f"{name}.npy")
-    if not sentences:
-        raise ValueError(f"{path}: no sentences, expected at least one line below the header")
-    return list(sentences.values())
+def _feature_path(folder, name):
+    path = folder / f"{name}.npz"
+    return path if path.is_file() else folder / f"{name}.npy"
 
 
 def read_features(source, dim=None):
@@ -238,16 +206,22 @@ def read_features(source, dim=None):
     return features.astype(np.float32, copy=False)
 
 
-class Survey(NamedTuple):
-    """What one pass over a corpus finds."""
+class Data(NamedTuple):
+    """A corpus and what one pass over its feature files finds."""
 
-    mean: torch.Tensor  # [D] over the frames of the train split
-    std: torch.Tensor   # [D], 1 for a constant feature
+    corpus: dict        # split -> [Sentence]
     frames: dict        # split -> frames of each sentence
+    vocabulary: list    # class -> gloss, the blank first
+    mean: torch.Tensor  # [D] over all frames of the train split
+    std: torch.Tensor   # [D], 1 for a constant feature
 
 
-def survey(corpus):
-    """Read every feature file once: statistics of the train split, and ValueError for bad files."""
+def read_data(data_dir):
+    """Data of a directory, or of the built-in corpus for "". Every file is read and checked."""
+    corpus = read_corpus(data_dir) if data_dir else synthetic_corpus()
+    if broken := [s.id for s in corpus["train"] if s.id in BROKEN]:
+        corpus["train"] = [s for s in corpus["train"] if s.id not in BROKEN]
+        print(f"Left out, known to be broken: {', '.join(broken)}")
     frames, total, squares, dim = {}, 0.0, 0.0, None
     for split, sentences in corpus.items():
         frames[split] = []
@@ -257,12 +231,45 @@ def survey(corpus):
             frames[split].append(len(features))
             if split == "train":
                 total, squares = total + features.sum(0), squares + (features ** 2).sum(0)
-    count = sum(frames["train"])
-    mean = total / count
-    variance = np.maximum(squares / count - mean ** 2, 0)
-    std = np.sqrt(np.where(variance > 1e-12 * squares / count, variance, 1))
-    as_tensor = lambda values: torch.tensor(values, dtype=torch.float32)
-    return Survey(as_tensor(mean), as_tensor(std), frames)
+    mean, square = total / sum(frames["train"]), squares / sum(frames["train"])
+    variance = square - mean ** 2
+    std = np.sqrt(np.where(variance > 1e-12 * square, variance, 1))
+    vocabulary = [BLANK, *sorted({gloss for s in corpus["train"] for gloss in s.glosses})]
+    return Data(corpus, frames, vocabulary, torch.tensor(mean, dtype=torch.float32),
+                torch.tensor(std, dtype=torch.float32))
+
+
+def describe_data(data, name):
+    """Print sizes, and the glosses of dev and test that train does not have."""
+    print(f"Data: {name or 'built-in corpus'}, {len(data.mean)} features a frame, "
+          f"{len(data.vocabulary) - 1} glosses")
+    for split, sentences in data.corpus.items():
+        frames, glosses = data.frames[split], [g for s in sentences for g in s.glosses]
+        unknown = [gloss for gloss in glosses if gloss not in data.vocabulary]
+        print(f"  {split:<5} {len(sentences):>5} sentences, {len(glosses):>6} glosses, "
+              f"{min(frames)} to {max(frames)} frames a sentence"
+              + (f"; {len(unknown)} glosses unknown to train, certain errors: "
+                 f"{' '.join(sorted(set(unknown)))}" if unknown else ""))
+
+
+def alignable(data, stride):
+    """The train sentences with enough frames for CTC; says which are left out, and the cure."""
+    def fits(sentence, frames, stride):
+        return -(-frames // stride) >= frames_needed(sentence.glosses)
+    pairs = list(zip(data.corpus["train"], data.frames["train"]))
+    kept = [sentence for sentence, frames in pairs if fits(sentence, frames, stride)]
+    if len(kept) < len(pairs):
+        print(f"Left out of training, too few frames for their glosses at stride {stride}: "
+              f"{len(pairs) - len(kept)} of {len(pairs)} sentences")
+    for sentence, frames in pairs:
+        if not fits(sentence, frames, stride):
+            cure = next((s for s in (8, 4, 2) if fits(sentence, frames, s)), "none")
+            print(f"  {sentence.id}: {frames} frames, {len(sentence.glosses)} glosses, "
+                  f"--temporal_stride that fits: {cure}")
+    if not kept:
+        raise ValueError(f"--temporal_stride {stride}: no train sentence has enough frames for "
+                         f"its glosses, expected at least a frame a gloss after the stride")
+    return kept
 
 
 def frames_needed(glosses):
@@ -301,11 +308,11 @@ def batches(sentences, vocabulary, batch_size, dim, augmentation=None):
             torch.tensor([len(target) for target in targets]), chosen)
 
 
-def training_batches(sentences, vocabulary, config, epoch, std):
+def training_batches(sentences, data, config, epoch):
     """Shuffled and augmented batches of one epoch: a pure function of config.seed and epoch."""
     rng = np.random.default_rng([config.seed, epoch])
     shuffled = [sentences[i] for i in rng.permutation(len(sentences))]
-    std = std.cpu().numpy()
+    std = data.std.numpy()
 
     def augmentation(features, sentence):
         shortest = (frames_needed(sentence.glosses) - 1) * config.temporal_stride + 1
@@ -313,7 +320,7 @@ def training_batches(sentences, vocabulary, config, epoch, std):
         noise = rng.standard_normal(features.shape, dtype=np.float32)
         return features + NOISE * std * noise
 
-    return batches(shuffled, vocabulary, config.batch_size, len(std), augmentation)
+    return batches(shuffled, data.vocabulary, config.batch_size, len(std), augmentation)
 
 
 def change_speed(features, factor, shortest=1):
@@ -330,71 +337,64 @@ def change_speed(features, factor, shortest=1):
 
 GLOSSES = ("ABEND BLEIBEN FRUEH GEWITTER HEUTE KALT KOMMEN MORGEN NACHT NEBEL NORD REGEN SCHNEE "
            "SONNE STARK SUED TAG WARM WIND WOLKE").split()
-SIZES = {"train": 240, "dev": 60, "test": 60}
+SIZES = {"train": 240, "dev": 60, "test": 60}  # sentences
+POSES, HAND = 7, 8  # key poses in the inventory; features of one of the two hands
 
 
 def synthetic_corpus(seed=0, sizes=SIZES):
-    """{split: [Sentence]} of made-up signing, a pure function of the seed. D = 16.
+    """{split: [Sentence]} of made-up signing with D = 16, a pure function of the seed.
 
-    A gloss is a sequence of three poses out of an inventory of seven, so glosses share poses and
-    differ in their order, as signs do. Between poses the features glide, inside a gloss and from
-    one gloss to the next (coarticulation). Eight signers differ in size, place, speed and style;
-    two of them sign in dev and test only. A frame in some 30 starts a gap in which one "hand"
-    (half of the features) is lost and reads zero, as trackers write it.
+    A gloss is a sequence of three out of seven key poses, so glosses share poses and differ in
+    their order, as signs do. The features glide from pose to pose, inside a gloss and from one to
+    the next (coarticulation). Eight signers differ in size, place, speed and style; two of them
+    are in dev and test only. A sentence follows a random grammar of six successors a gloss.
     """
-    rng = np.random.default_rng([seed, 104])
-    poses = rng.standard_normal((7, 16))
-    triples = [(a, b, c) for a in range(7) for b in range(7) for c in range(7) if a != b != c]
-    forms = dict(zip(GLOSSES, (triples[i] for i in rng.permutation(len(triples)))))
-    successors = {g: [GLOSSES[i] for i in rng.permutation(len(GLOSSES))[:6]] for g in GLOSSES}
-    signers = [{"scale": rng.uniform(0.7, 1.3), "offset": 0.4 * rng.standard_normal(16),
-                "speed": rng.uniform(0.8, 1.25), "style": 0.3 * rng.standard_normal((7, 16))}
-               for _ in range(8)]
-    corpus = {}
+    rng = np.random.default_rng([seed, POSES])
+    poses = rng.standard_normal((POSES, 2 * HAND))
+    forms = [form for form in np.ndindex(POSES, POSES, POSES) if form[0] != form[1] != form[2]]
+    forms = dict(zip(GLOSSES, rng.permutation(forms)))
+    grammar = {gloss: rng.permutation(GLOSSES)[:6].tolist() for gloss in GLOSSES}
+    signers = [{"size": rng.uniform(0.7, 1.3), "place": 0.4 * rng.standard_normal(2 * HAND),
+                "speed": rng.uniform(0.8, 1.25),
+                "poses": poses + 0.3 * rng.standard_normal(poses.shape)} for _ in range(8)]
+    corpus = {split: [] for split in sizes}
     for split, size in sizes.items():
-        corpus[split] = []
-        for i in range(size):
-            who = int(rng.integers(0, 6 if split == "train" else 8))
-            glosses = [GLOSSES[rng.integers(len(GLOSSES))]]
+        for number in range(size):
+            signer = int(rng.integers(6 if split == "train" else 8))
+            glosses = [str(rng.choice(GLOSSES))]
             while len(glosses) < 3 or (len(glosses) < 7 and rng.random() < 0.7):
-                glosses.append(successors[glosses[-1]][rng.integers(6)])
-            features = _sign([forms[g] for g in glosses], poses, signers[who], rng)
-            corpus[split].append(Sentence(f"{split}-{i:04d}", f"signer-{who}", tuple(glosses),
-                                          features))
+                glosses.append(grammar[glosses[-1]][rng.integers(6)])
+            features = _sign(np.concatenate([forms[g] for g in glosses]), signers[signer], rng)
+            corpus[split].append(Sentence(f"{split}-{number:04d}", f"signer-{signer}",
+                                          tuple(glosses), features))
     return corpus
 
 
-def _sign(forms, poses, signer, rng):
-    """[T, 16] of one sentence: through the poses of its glosses, then the signer, then noise."""
-    rest = np.zeros(16)
-    targets, times = [rest], [0.0]
-    for form in forms:
-        for k, pose in enumerate(form):
-            # Frames from pose to pose: a glide into the gloss is longer than one inside it.
-            times.append(times[-1] + rng.uniform(3, 6) * (1.5 if k == 0 else 1) / signer["speed"])
-            targets.append(poses[pose] + signer["style"][pose] + 0.15 * rng.standard_normal(16))
-    times.append(times[-1] + 4)
-    targets.append(rest)
+def _sign(sequence, signer, rng):
+    """[T, 16]: from rest through a sequence of poses and back, with noise and lost hands."""
+    targets = signer["poses"][sequence]
+    targets = np.pad(targets + 0.15 * rng.standard_normal(targets.shape), ((1, 1), (0, 0)))
+    steps = rng.uniform(2.5, 5, len(targets) - 1) / signer["speed"]     # frames from pose to pose
+    times = np.concatenate(([0], np.cumsum(steps)))
     t = np.arange(int(times[-1]) + 1)
-    track = np.stack([np.interp(t, times, values) for values in np.array(targets).T], axis=1)
-    track = signer["scale"] * track + signer["offset"] + 0.2 * rng.standard_normal(track.shape)
-    for start in np.flatnonzero(rng.random(len(t)) < 1 / 30):
-        hand = 8 * int(rng.integers(2))
-        track[start:start + int(rng.integers(1, 5)), hand:hand + 8] = 0
+    track = np.stack([np.interp(t, times, values) for values in targets.T], axis=1)
+    track = signer["size"] * track + signer["place"] + 0.2 * rng.standard_normal(track.shape)
+    for start in np.flatnonzero(rng.random(len(t)) < 1 / 30):  # a tracker loses a hand: zeros
+        first = HAND * int(rng.integers(2))
+        track[start:start + int(rng.integers(1, 5)), first:first + HAND] = 0
     return track.astype(np.float32)
 
 
 def write_corpus(corpus, directory):
-    """Write a corpus with its features in memory to files in the project's layout."""
+    """Write a corpus with its features in memory as files in the project's layout."""
     for split, sentences in corpus.items():
         folder = Path(directory) / "features" / split
-        folder.mkdir(parents=True, exist_ok=True)
+        folder.mkdir(parents=True)
         lines = ["id|folder|signer|annotation"]
         for s in sentences:
             np.save(folder / f"{s.id}.npy", s.features)
             lines.append(f"{s.id}|{s.id}/1/*.png|{s.signer}|{' '.join(s.glosses)}")
-        path = Path(directory) / f"{split}.corpus.csv"
-        path.write_text("\n".join(lines) + "\n", encoding="utf-8")
+        write_text("\n".join(lines) + "\n", Path(directory) / f"{split}.corpus.csv")
 
 
 # ---------------------------------------------------------------- the network
@@ -559,15 +559,12 @@ def ctc_losses(logits, lengths, batch):
     return losses / batch.target_lengths.clamp(min=1).to(losses.device)
 
 
-class Evaluation(NamedTuple):
-    errors: object     # wer.WordErrors
-    loss: float        # nats a gloss, mean over the sentences CTC can align; None without any
-    hypotheses: list   # a tuple of glosses a sentence
-
-
 @torch.inference_mode()
 def evaluate(model, sentences, vocabulary, device, batch_size=Config.batch_size):
-    """Greedy decoding and CTC loss of sentences, in evaluation mode; the mode is restored."""
+    """(WordErrors, loss, hypotheses) of greedy decoding in evaluation mode.
+
+    loss: nats a gloss, mean over the sentences that CTC can align; None without any.
+    """
     was_training = model.training
     model.eval()
     hypotheses, losses = [], []
@@ -580,7 +577,7 @@ def evaluate(model, sentences, vocabulary, device, batch_size=Config.batch_size)
     losses = torch.cat(losses)
     losses = losses[losses.isfinite()]
     errors = score([sentence.glosses for sentence in sentences], hypotheses)
-    return Evaluation(errors, losses.mean().item() if len(losses) else None, hypotheses)
+    return errors, losses.mean().item() if len(losses) else None, hypotheses
 
 
 # ---------------------------------------------------------------- optimizer and schedule
@@ -612,8 +609,7 @@ def train_epoch(model, optimizer, epoch_batches, loss_function, rates, device):
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
     losses, skipped, in_a_row = [], 0, 0
-    progress = Progress(len(rates))
-    for rate, batch in zip(rates, epoch_batches):
+    for step, (rate, batch) in enumerate(zip(rates, epoch_batches), 1):
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_function(model, batch.to(device))
@@ -630,31 +626,15 @@ def train_epoch(model, optimizer, epoch_batches, loss_function, rates, device):
                 names = ", ".join(sentence.id for sentence in batch.sentences)
                 raise TrainingError(f"loss or gradient was not finite in {PATIENCE} steps in a "
                                     f"row (last batch: {names}): try a lower --learning_rate")
-        progress.step(loss.item())
+        if sys.stderr.isatty():  # one line, rewritten in place
+            end = "\r" if step < len(rates) else "\r" + " " * 40 + "\r"
+            print(f"  step {step}/{len(rates)}  loss {loss.item():.3f}", end=end, file=sys.stderr)
     return (sum(losses) / len(losses) if losses else None), skipped
 
 
 def ctc_loss(model, batch):
     """Mean over the batch's sentences of the CTC loss in nats a gloss."""
     return ctc_losses(*model(batch.features, batch.lengths), batch).mean()
-
-
-class Progress:
-    """A line within the epoch: rewritten in place on a terminal, else once a minute."""
-
-    def __init__(self, steps):
-        self.steps, self.done, self.said = steps, 0, time.monotonic()
-        self.terminal = sys.stderr.isatty()
-
-    def step(self, loss):
-        self.done += 1
-        line = f"  step {self.done}/{self.steps}  loss {loss:.3f}"
-        if self.terminal:
-            end = "\r" if self.done < self.steps else "\r" + " " * len(line) + "\r"
-            print(line, end=end, file=sys.stderr, flush=True)
-        elif time.monotonic() - self.said > 60:
-            self.said = time.monotonic()
-            print(line, file=sys.stderr, flush=True)
 
 
 # ---------------------------------------------------------------- checkpoints, log, picture
@@ -686,148 +666,68 @@ def load_teacher(path, device):
     return model.to(device).eval(), checkpoint
 
 
-class Log:
-    """log.jsonl: a first row about the run, then a row an epoch. It is also the picture's data."""
-
-    def __init__(self, path, first_row, epochs_done=0):
-        """epochs_done: epochs of an interrupted run, whose lines stay; what follows is cut off."""
-        self.path = Path(path)
-        lines = [json.dumps(first_row) + "\n"]
-        if epochs_done:
-            lines = self.path.read_text(encoding="utf-8").splitlines(True)[:epochs_done + 1]
-            if len(lines) <= epochs_done:
-                raise ValueError(f"{path}: {len(lines)} lines, expected a run's first row and "
-                                 f"{epochs_done} epochs")
-        self.rows = [json.loads(line) for line in lines[1:]]
-        self.path.write_text("".join(lines), encoding="utf-8")
-
-    def add(self, row):
-        self.rows.append(row)
-        with open(self.path, "a", encoding="utf-8") as file:
-            file.write(json.dumps(row) + "\n")
+def write_text(text, path):
+    """Write to a temporary file, then rename: never half a file at path."""
+    temporary = path.with_name(path.name + ".tmp")
+    temporary.write_text(text, encoding="utf-8")
+    os.replace(temporary, path)
 
 
 def curves_svg(rows, schedule, epochs):
-    """The picture of a run: loss (train, dev) and dev WER over epochs, a band a stage."""
-    width, height, left, right, top, gap = 760, 190, 62, 120, 34, 52
-    x = lambda epoch: left + (width - left - right) * epoch / max(1, epochs - 1)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" '
-           f'height="{2 * height + top + gap + 40}" font-family="sans-serif" font-size="12">',
-           '<rect width="100%" height="100%" fill="white"/>']
-    panels = (("CTC loss (nats a gloss)", (("train", "loss", "#1f77b4"),
-                                           ("dev", "dev_loss", "#d62728"))),
-              ("dev WER (%)", (("dev WER", "wer", "#d62728"),)))
-    for number, (title, series) in enumerate(panels):
-        base = top + number * (height + gap)
-        values = [row[key] for _, key, _ in series for row in rows if row[key] is not None]
-        scale = 100 if number else 1
-        high, tick = _axis(scale * max(values, default=1))
-        y = lambda value: base + height - height * min(scale * value, high) / high
-        for stage, start in enumerate(schedule.starts):
-            end = (*schedule.starts[1:], epochs - 1)[stage]
-            shade = ("#f4f4f4", "#e6ecf5")[stage % 2]
-            out.append(f'<rect x="{x(start):.1f}" y="{base}" width="{x(end) - x(start):.1f}" '
-                       f'height="{height}" fill="{shade}"/>')
-            if number == 0 and len(schedule.starts) > 1:
-                out.append(f'<text x="{x(start) + 4:.1f}" y="{base + 13}" fill="#555">'
-                           f'stage {stage}</text>')
-        out.append(f'<text x="{left}" y="{base - 10}" font-weight="bold">{title}</text>')
-        for k in range(round(high / tick) + 1):
-            at = base + height - height * k * tick / high
-            out.append(f'<line x1="{left}" x2="{width - right}" y1="{at:.1f}" y2="{at:.1f}" '
-                       f'stroke="#ccc"/><text x="{left - 6}" y="{at + 4:.1f}" '
-                       f'text-anchor="end">{k * tick:g}</text>')
-        for k, (label, key, colour) in enumerate(series):
-            points = [(x(row["epoch"]), y(row[key])) for row in rows if row[key] is not None]
-            line = " ".join(f"{a:.1f},{b:.1f}" for a, b in points)
-            out.append(f'<polyline points="{line}" fill="none" stroke="{colour}" '
-                       f'stroke-width="1.8"/>')
-            out.append(f'<text x="{width - right + 8}" y="{base + 14 + 16 * k}" fill="{colour}">'
-                       f'{label}</text>')
-        if number and values:
-            best = min((row for row in rows), key=lambda row: row["wer"])
-            out.append(f'<circle cx="{x(best["epoch"]):.1f}" cy="{y(best["wer"]):.1f}" r="4" '
-                       f'fill="none" stroke="#d62728"/><text x="{width - right + 8}" '
-                       f'y="{base + 32}">best {100 * best["wer"]:.1f}%</text>'
-                       f'<text x="{width - right + 8}" y="{base + 48}">epoch {best["epoch"]}'
-                       f'</text>')
-    last = max(1, epochs - 1)
-    step = max(1, round(_axis(last)[1]))
-    for epoch in range(0, last + 1, step):
-        out.append(f'<text x="{x(epoch):.1f}" y="{base + height + 17}" text-anchor="middle">'
-                   f'{epoch}</text>')
-    out.append(f'<text x="{(left + width - right) / 2}" y="{base + height + 34}" '
-               f'text-anchor="middle">epoch</text></svg>')
-    return "\n".join(out) + "\n"
+    """The picture of a run: loss (train, dev) and dev WER over its epochs, a band a stage."""
+    left, width, height = 60, 640, 180  # of a panel, in pixels
+    x = lambda epoch: left + width * epoch / max(1, epochs - 1)
+    best = min(rows, key=lambda row: row["wer"])
+    panels = ((40, 1, {"loss": ("train loss", "#1f77b4"), "dev_loss": ("dev loss", "#d62728")},
+               "CTC, nats a gloss"),
+              (280, 100, {"wer": ("dev WER", "#d62728")},
+               f"%, best {100 * best['wer']:.1f} at epoch {best['epoch']}"))
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 30}" height="510" '
+           f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" '
+           f'fill="white"/>']
+    for top, factor, series, unit in panels:
+        values = [row[key] for key in series for row in rows if row[key] is not None]
+        ticks = axis_ticks(factor * max(values, default=1))
+        y = lambda value: top + height * (1 - value / ticks[-1])
+        ends = (*schedule.starts[1:], epochs - 1)
+        for stage, (start, end) in enumerate(zip(schedule.starts, ends)):
+            name = f"stage {stage}" if len(ends) > 1 else ""
+            out.append(f'<rect x="{x(start):.1f}" y="{top}" width="{x(end) - x(start):.1f}" '
+                       f'height="{height}" fill="{("#f6f6f6", "#e4ebf5")[stage % 2]}"/>'
+                       f'<text x="{x(start) + 4:.1f}" y="{top + 14}" fill="#666">{name}</text>')
+        for tick in ticks:
+            out.append(f'<path d="M{left} {y(tick):.1f}h{width}" stroke="#ccc"/><text '
+                       f'x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
+        legend = "  ".join(f'<tspan fill="{colour}" font-weight="bold">{name}</tspan>'
+                           for name, colour in series.values())
+        out.append(f'<text x="{left}" y="{top - 10}">{legend} ({unit})</text>')
+        for key, (_, colour) in series.items():
+            points = " ".join(f"{x(row['epoch']):.1f},{y(factor * row[key]):.1f}"
+                              for row in rows if row[key] is not None)
+            out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" '
+                       f'stroke-width="2"/>')
+    out += [f'<text x="{x(epoch):.1f}" y="478" text-anchor="middle">{epoch:g}</text>'
+            for epoch in axis_ticks(max(1, epochs - 1)) if epoch % 1 == 0 and epoch < epochs]
+    return "\n".join((*out, f'<text x="{left + width / 2}" y="498" text-anchor="middle">epoch'
+                      f'</text></svg>\n'))
 
 
-def _axis(high):
-    """(end, tick) of an axis from 0 that shows `high`: ticks of 1, 2 or 5 times a power of ten."""
-    raw = max(high, 1e-6) / 4
-    power = 10 ** math.floor(math.log10(raw))
-    tick = next(m * power for m in (1, 2, 5, 10) if m * power >= raw)
-    return tick * math.ceil(max(high, 1e-6) / tick), tick
+def axis_ticks(high):
+    """0 to at least high in at most five steps of 1, 2 or 5 times a power of ten."""
+    power = 10 ** math.floor(math.log10(max(high, 1e-6) / 5))
+    step = next(m * power for m in (1, 2, 5, 10) if 5 * m * power >= high)
+    return [k * step for k in range(math.ceil(max(high, 1e-6) / step) + 1)]
 
 
 # ---------------------------------------------------------------- training
 
-class Data(NamedTuple):
-    """What training needs to know of a corpus."""
-
-    corpus: dict         # split -> [Sentence]
-    vocabulary: list     # class -> gloss, the blank first
-    found: Survey
-    train: list          # the train sentences that CTC can align at the run's stride
-
-
-def prepare_data(config):
-    """Read and check the corpus that config names, and say what was found."""
-    corpus = read_corpus(config.data_dir) if config.data_dir else synthetic_corpus()
-    broken = [s.id for s in corpus["train"] if s.id in BROKEN]
-    corpus["train"] = [s for s in corpus["train"] if s.id not in BROKEN]
-    found = survey(corpus)
-    vocabulary = [BLANK, *sorted({g for s in corpus["train"] for g in s.glosses})]
-    print(f"Data: {config.data_dir or 'built-in synthetic corpus'}, {len(found.mean)} features a "
-          f"frame, {len(vocabulary) - 1} glosses")
-    for split, sentences in corpus.items():
-        frames = found.frames[split]
-        print(f"  {split:<5} {len(sentences):>5} sentences, "
-              f"{sum(len(s.glosses) for s in sentences):>6} glosses, {min(frames)} to "
-              f"{max(frames)} frames (median {sorted(frames)[len(frames) // 2]})")
-        unknown = [g for s in sentences for g in s.glosses if g not in vocabulary]
-        if unknown:
-            print(f"  {split}: {len(unknown)} glosses are not in train, each an error for certain: "
-                  f"{' '.join(sorted(set(unknown)))}")
-    if broken:
-        print(f"  left out, known to be broken: {', '.join(broken)}")
-    return Data(corpus, vocabulary, found, alignable(corpus["train"], found, config))
-
-
-def alignable(sentences, found, config):
-    """The train sentences with enough frames for CTC; says which are left out, and the cure."""
-    enough = lambda s, frames, stride: -(-frames // stride) >= frames_needed(s.glosses)
-    pairs = list(zip(sentences, found.frames["train"]))
-    short = [(s, t) for s, t in pairs if not enough(s, t, config.temporal_stride)]
-    if short:
-        print(f"  left out of training, too few frames for their glosses at stride "
-              f"{config.temporal_stride}: {len(short)} of {len(sentences)} sentences")
-        for s, t in short:
-            cure = next((f"fits at --temporal_stride {stride}" for stride in (8, 4, 2)
-                         if enough(s, t, stride)), "fits at no stride")
-            print(f"    {s.id}: {t} frames, {len(s.glosses)} glosses; {cure}")
-    if len(short) == len(sentences):
-        raise ValueError(f"--temporal_stride {config.temporal_stride}: no train sentence has "
-                         f"enough frames for its glosses")
-    return [s for s, t in pairs if enough(s, t, config.temporal_stride)]
-
-
 def make_teacher(config, data, device):
     """(I3DTeacher with the weights config asks for, names of its fresh parameters)."""
     torch.manual_seed(config.seed)
-    model = I3DTeacher(len(data.found.mean), len(data.vocabulary), config.temporal_stride,
+    model = I3DTeacher(len(data.mean), len(data.vocabulary), config.temporal_stride,
                        config.hidden_size, config.dropout)
-    model.feature_mean.copy_(data.found.mean)
-    model.feature_std.copy_(data.found.std)
+    model.feature_mean.copy_(data.mean)
+    model.feature_std.copy_(data.std)
     if not config.pretrained_weights:
         print("Weights: random (--pretrained_weights starts from a checkpoint)")
         return model.to(device), [name for name, _ in model.named_parameters()]
@@ -838,86 +738,75 @@ def make_teacher(config, data, device):
     if config.adapt_method == "temporal_max":
         print("temporal_max: BatchNorm statistics are re-estimated on the training features, "
               "since no exact rule carries them over")
-        batches_seen = batches(data.train, data.vocabulary, config.batch_size, model.feature_dim)
-        adapt.estimate_batchnorm(model, ((b.features.to(device), b.lengths) for b in batches_seen))
+        seen = batches(data.corpus["train"], data.vocabulary, config.batch_size, len(data.mean))
+        adapt.estimate_batchnorm(model, ((b.features.to(device), b.lengths) for b in seen))
     return model, [n for n in report.fresh if n in dict(model.named_parameters())]
 
 
 def train(model, data, config, fresh, device, loss_function=ctc_loss, name="best_i3d.pth",
-          resume=None):
-    """Train with CTC, or another loss_function(model, batch), and return the best dev row.
+          last=None):
+    """Train with CTC, or another loss_function(model, batch). Returns the best epoch's log row.
 
-    fresh: names of parameters that train in every epoch. name: of the best checkpoint. resume:
-    the content of last.pth. Writes checkpoints, log and picture into config.output_dir.
+    fresh: names of parameters that train in every epoch. name: of the best checkpoint. last: the
+    content of last.pth to go on from. Writes checkpoints, log and picture into config.output_dir.
     """
-    folder = Path(config.output_dir)
-    schedule, steps = config.schedule(), -(-len(data.train) // config.batch_size)
-    optimizer = make_optimizer(model, config)
-    first, best = 0, None
-    if resume:
-        first, best = resume["epoch"] + 1, resume["best"]
-        model.load_state_dict(resume["model_state_dict"])
-        optimizer.load_state_dict(resume["optimizer"])
-        restore_random_state(resume["random"])
-    log = Log(folder / "log.jsonl", run_row(config, model, data, device), first)
+    folder, schedule = Path(config.output_dir), config.schedule()
+    optimizer, rows = make_optimizer(model, config), []
+    if last:
+        model.load_state_dict(last["model_state_dict"])
+        optimizer.load_state_dict(last["optimizer"])
+        torch.set_rng_state(last["random"]["torch"])
+        if len(last["random"]["cuda"]) == torch.cuda.device_count() > 0:
+            torch.cuda.set_rng_state_all(last["random"]["cuda"])
+        rows = last["log"]
+    header = last["header"] if last else run_header(config, model, data, device)
+    sentences = alignable(data, config.temporal_stride)
+    steps = -(-len(sentences) // config.batch_size)
     print(f"{config.epochs} epochs of {steps} steps on {device}, into {folder}/")
-    started = time.monotonic()
+    started, first = time.monotonic(), len(rows)
     for epoch in range(first, config.epochs):
         freeze.apply_freeze(model, (*schedule.trainable(epoch), *fresh))
-        announce_stage(schedule, epoch, fresh, model)
+        if epoch in schedule.starts:
+            counts = [p.numel() * p.requires_grad for p in model.parameters()]
+            print(f"epoch {epoch:>3}  {schedule.describe(epoch)} ({sum(counts):,} parameters "
+                  f"train, fresh ones always)")
         rates = [learning_rate(config, epoch * steps + step, config.epochs * steps)
                  for step in range(steps)]
-        loss, skipped = train_epoch(
-            model, optimizer, training_batches(data.train, data.vocabulary, config, epoch,
-                                               data.found.std), loss_function, rates, device)
-        dev = evaluate(model, data.corpus["dev"], data.vocabulary, device)
-        row = {"epoch": epoch, "stage": schedule.stage(epoch), "loss": loss,
-               "dev_loss": dev.loss, "wer": dev.errors.wer, **dataclasses.asdict(dev.errors),
-               "learning_rate": rates[-1], "skipped_steps": skipped}
-        log.add(row)
-        (folder / "curves.svg").write_text(curves_svg(log.rows, schedule, config.epochs))
-        content = {"model_state_dict": model.state_dict(), "epoch": epoch, "wer": row["wer"],
-                   "config": dataclasses.asdict(config), "vocabulary": data.vocabulary}
-        if best is None or row["wer"] < best["wer"]:
-            best = row
+        epoch_batches = training_batches(sentences, data, config, epoch)
+        loss, skipped = train_epoch(model, optimizer, epoch_batches, loss_function, rates, device)
+        errors, dev_loss, _ = evaluate(model, data.corpus["dev"], data.vocabulary, device)
+        rows.append({"epoch": epoch, "stage": schedule.stage(epoch), "loss": loss,
+                     "dev_loss": dev_loss, "wer": errors.wer, **dataclasses.asdict(errors),
+                     "learning_rate": rates[-1], "skipped_steps": skipped,
+                     "released": schedule.describe(epoch) if epoch in schedule.starts else None})
+        best = min(rows, key=lambda row: row["wer"])
+        content = {"model_state_dict": model.state_dict(), "epoch": epoch,
+                   "wer": rows[-1]["wer"], "config": dataclasses.asdict(config),
+                   "vocabulary": data.vocabulary}
+        if best is rows[-1]:
             adapt.write_tensors(content, folder / name)
-        adapt.write_tensors({**content, "best": best, "optimizer": optimizer.state_dict(),
+        adapt.write_tensors({**content, "optimizer": optimizer.state_dict(),
                              "schedule": {"starts": schedule.starts, "fresh": fresh},
-                             "random": random_state()}, folder / "last.pth")
+                             "random": random_state(), "header": header, "log": rows},
+                            folder / "last.pth")
+        write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)),
+                   folder / "log.jsonl")
+        write_text(curves_svg(rows, schedule, config.epochs), folder / "curves.svg")
         left = (time.monotonic() - started) / (epoch + 1 - first) * (config.epochs - 1 - epoch)
-        print_epoch(row, best, left)
-    return best
+        print_epoch(rows[-1], best, left)
+    return min(rows, key=lambda row: row["wer"])
 
 
 def print_epoch(row, best, left):
-    show = lambda loss: "   -  " if loss is None else f"{loss:6.3f}"
-    print(f"epoch {row['epoch']:>3}  stage {row['stage']}  loss {show(row['loss'])}  dev loss "
-          f"{show(row['dev_loss'])}  dev WER {100 * row['wer']:6.2f}%  (best "
-          f"{100 * best['wer']:.2f}% at {best['epoch']})  lr {row['learning_rate']:.1e}  "
-          f"left {int(left) // 60}:{int(left) % 60:02d}"
-          + (f"  {row['skipped_steps']} steps not finite" if row["skipped_steps"] else ""),
-          flush=True)
+    loss, dev_loss = (f"{math.nan if row[key] is None else row[key]:6.3f}"
+                      for key in ("loss", "dev_loss"))
+    skipped = f"  {row['skipped_steps']} steps not finite" if row["skipped_steps"] else ""
+    print(f"epoch {row['epoch']:>3}  loss {loss}  dev loss {dev_loss}  dev WER "
+          f"{100 * row['wer']:6.2f}%  best {100 * best['wer']:6.2f}% at {best['epoch']:<3}  "
+          f"left {int(left) // 60}:{int(left) % 60:02d}{skipped}", flush=True)
 
 
-def announce_stage(schedule, epoch, fresh, model):
-    """One line where a stage starts: what it releases, or what the first one trains."""
-    if epoch not in schedule.starts:
-        return
-    stage, parameters = schedule.stage(epoch), list(model.parameters())
-    if not schedule.frozen:
-        what = "all layers train"
-    elif stage == 0:
-        kept = sorted({n.rsplit(".", 2)[0] for n in fresh if n.split(".")[0] in schedule.frozen})
-        what = (f"{' '.join(schedule.frozen)} frozen, {' '.join(schedule.trainable(0))} train"
-                + (f", and what is fresh: {' '.join(kept)}" if kept else ""))
-    else:
-        what = f"releases {' '.join(schedule.releases[stage]) or 'nothing, all layers train'}"
-    trained = sum(p.numel() for p in parameters if p.requires_grad)
-    print(f"epoch {epoch:>3}  stage {stage}: {what} "
-          f"({trained:,} of {sum(p.numel() for p in parameters):,} parameters train)")
-
-
-def run_row(config, model, data, device):
+def run_header(config, model, data, device):
     """The log's first row: what a reader needs to repeat the run."""
     return {"arguments": dataclasses.asdict(config), "seed": config.seed,
             "versions": {"python": platform.python_version(), "torch": str(torch.__version__),
@@ -925,19 +814,12 @@ def run_row(config, model, data, device):
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "sentences": {split: len(sentences) for split, sentences in data.corpus.items()},
-            "trained_sentences": len(data.train)}
+            "sentences": {split: len(sentences) for split, sentences in data.corpus.items()}}
 
 
 def random_state():
     return {"torch": torch.get_rng_state(),
             "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
-
-
-def restore_random_state(state):
-    torch.set_rng_state(state["torch"])
-    if len(state["cuda"]) == torch.cuda.device_count():
-        torch.cuda.set_rng_state_all(state["cuda"])
 
 
 # ---------------------------------------------------------------- the program
@@ -955,49 +837,44 @@ def move_aside(folder, names):
 
 def resumed_config(given, last, path):
     """The interrupted run's Config; flags that would make it another run are refused."""
-    saved = dict(last["config"])
+    if "optimizer" not in last:
+        raise ValueError(f"{path}: has no optimizer, expected a last.pth of teacher.py")
+    saved = last["config"]
     for name in given.keys() - {"output_dir", "data_dir", "device"}:
         if given[name] != saved.get(name):
             raise ValueError(f"--{name} {given[name]}: {path} was run with {saved.get(name)}, "
                              f"expected --resume without it")
-    output_dir = given.get("output_dir", Config.output_dir)
-    return Config(**{**saved, **given, "output_dir": output_dir})
+    return Config(**{**saved, **given, "output_dir": str(path.parent)})
 
 
 def run_training(given, resume):
     """Train, or go on training, then score the best checkpoint. Returns what --json prints."""
-    last = None
-    if resume:
-        path = Path(given.get("output_dir", Config.output_dir)) / "last.pth"
-        last = read_run_checkpoint(path)
-        if "optimizer" not in last:
-            raise ValueError(f"{path}: has no optimizer, expected a last.pth of teacher.py")
-    config = resumed_config(given, last, path) if resume else Config(**given)
+    folder = Path(given.get("output_dir", Config.output_dir))
+    last = read_run_checkpoint(folder / "last.pth") if resume else None
+    config = resumed_config(given, last, folder / "last.pth") if resume else Config(**given)
     device = pick_device(config.device)
-    data = prepare_data(config)
-    folder = Path(config.output_dir)
+    data = read_data(config.data_dir)
+    describe_data(data, config.data_dir)
     if resume:
         if last["vocabulary"] != data.vocabulary:
-            raise ValueError(f"{config.data_dir}: {len(data.vocabulary) - 1} glosses that differ "
-                             f"from the {len(last['vocabulary']) - 1} in {path}, expected the "
-                             f"same train split")
-        model, _ = load_teacher(path, device)
+            raise ValueError(f"{config.data_dir}: its train split has another vocabulary than "
+                             f"{folder / 'last.pth'}, expected the same data")
+        model, _ = load_teacher(folder / "last.pth", device)
         fresh = last["schedule"]["fresh"]
-        print(f"Going on after epoch {last['epoch']} of {path}")
+        print(f"Going on after epoch {last['epoch']} of {folder / 'last.pth'}")
     else:
         model, fresh = make_teacher(config, data, device)
         folder.mkdir(parents=True, exist_ok=True)
         move_aside(folder, ("best_i3d.pth", "last.pth", "log.jsonl", "curves.svg"))
-    best = train(model, data, config, fresh, device, resume=last)
-    print(f"Best dev WER {100 * best['wer']:.2f}% at epoch {best['epoch']}: "
-          f"{folder / 'best_i3d.pth'}")
-    result = {"checkpoint": str(folder / "best_i3d.pth"), "epoch": best["epoch"],
-              "dev_wer": best["wer"], "test_wer": None}
+    best = train(model, data, config, fresh, device, last=last)
+    path = folder / "best_i3d.pth"
+    print(f"Best dev WER {100 * best['wer']:.2f}% at epoch {best['epoch']}: {path}")
+    result = {"checkpoint": str(path), "epoch": best["epoch"], "dev_wer": best["wer"]}
     if "test" in data.corpus:
-        model, _ = load_teacher(folder / "best_i3d.pth", device)
-        test = evaluate(model, data.corpus["test"], data.vocabulary, device)
-        print(f"Test {test.errors}")
-        result["test_wer"] = test.errors.wer
+        model, _ = load_teacher(path, device)
+        errors, _, _ = evaluate(model, data.corpus["test"], data.vocabulary, device)
+        print(f"Test {errors}")
+        result["test_wer"] = errors.wer
     return result
 
 
@@ -1017,13 +894,13 @@ def run_evaluation(path, split, given):
     if unknown:
         print(f"{len(unknown)} glosses are not in the vocabulary of {path}, each occurrence an "
               f"error for certain: {' '.join(sorted(unknown))}")
-    result = evaluate(model, sentences, vocabulary, device)
-    for sentence, hypothesis in zip(sentences, result.hypotheses):
+    errors, _, hypotheses = evaluate(model, sentences, vocabulary, device)
+    for sentence, hypothesis in zip(sentences, hypotheses):
         print(f"{sentence.id}\n  ref  {' '.join(sentence.glosses)}\n  hyp  {' '.join(hypothesis)}")
-    print(f"{path} on {split}: {result.errors}")
-    return {"checkpoint": str(path), "split": split, "wer": result.errors.wer,
-            "ser": result.errors.ser, **dataclasses.asdict(result.errors),
-            "hypotheses": {s.id: h for s, h in zip(sentences, result.hypotheses)}}
+    print(f"{path} on {split}: {errors}")
+    return {"checkpoint": str(path), "split": split, "wer": errors.wer, "ser": errors.ser,
+            **dataclasses.asdict(errors),
+            "hypotheses": {s.id: hyp for s, hyp in zip(sentences, hypotheses)}}
 
 
 def run_prediction(path, files, given):

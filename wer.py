@@ -13,10 +13,15 @@ the one with the most hits, which makes them unique.
 """
 
 import argparse
+import csv
 import json
-import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import NamedTuple
+
+# Names of the columns that hold id, signer and glosses.
+COLUMNS = (("id", "signer", "annotation"),   # Phoenix-2014: id|folder|signer|annotation
+           ("name", "speaker", "orth"))      # -2014-T: name|video|start|end|speaker|orth|translation
 
 
 @dataclass(frozen=True)
@@ -104,6 +109,48 @@ def score(references, hypotheses):
 
 def _glosses(sentence):
     return sentence.split() if isinstance(sentence, str) else list(sentence)
+
+
+class Annotation(NamedTuple):
+    """A sentence of a corpus file."""
+
+    id: str
+    signer: str
+    glosses: tuple
+
+
+def read_annotations(path):
+    """[Annotation] of a corpus file in Phoenix-2014 or Phoenix-2014-T columns, separated by |.
+
+    ValueError names file and line, and what was expected there.
+    """
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            header, *rows = csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE)
+    except (UnicodeDecodeError, csv.Error, ValueError) as error:
+        raise ValueError(f"{path}: not lines of UTF-8 text, expected a corpus file "
+                         f"({error})") from error
+    columns = next((names for names in COLUMNS if {*names} <= {*header}), None)
+    if columns is None:
+        raise ValueError(f"{path}:1: columns {'|'.join(header)[:100]!r}, expected "
+                         f"{' or '.join('|'.join(names) for names in COLUMNS)} among them")
+    annotations = {}
+    for line, row in enumerate(rows, 2):
+        if len(row) != len(header):
+            raise ValueError(f"{path}:{line}: {len(row)} columns, expected {len(header)}")
+        name, signer, glosses = (row[header.index(column)] for column in columns)
+        # The id names the feature file, so it must not lead out of the features' folder.
+        if not name.isprintable() or name in ("", "..") or name != Path(name).name \
+                or "\\" in name:
+            raise ValueError(f"{path}:{line}: id {name!r}, expected a plain file name")
+        if name in annotations:
+            raise ValueError(f"{path}:{line}: id {name} again, expected every id once")
+        if not glosses.split():
+            raise ValueError(f"{path}:{line}: {name} has an empty annotation, expected glosses")
+        annotations[name] = Annotation(name, signer, tuple(glosses.split()))
+    if not annotations:
+        raise ValueError(f"{path}: no sentences, expected a line a sentence below the header")
+    return list(annotations.values())
 
 
 def read_sentences(path):

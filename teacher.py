@@ -64,6 +64,7 @@ ANNOTATIONS = ("{}.corpus.csv", "annotations/manual/{}.corpus.csv",
 BROKEN = {"13April_2011_Wednesday_tagesschau_default-14"}  # of Phoenix-2014: its video is damaged
 
 SPEED = (0.8, 1.25)      # training sentences are played at a length factor drawn from this range
+SCALE = (0.7, 1.4)       # and their features multiplied by one: signers' sizes, their distance
 NOISE = 0.1              # standard deviation of training noise, in standard deviations of a feature
 CLIP_NORM = 5.0          # largest norm of the gradient of all parameters together
 WARMUP = 0.1             # share of all steps in which the learning rate rises to its maximum
@@ -317,8 +318,9 @@ def training_batches(sentences, data, config, epoch):
     def augmentation(features, sentence):
         shortest = (frames_needed(sentence.glosses) - 1) * config.temporal_stride + 1
         features = change_speed(features, rng.uniform(*SPEED), shortest)
+        scale = np.float32(np.exp(rng.uniform(*np.log(SCALE))))
         noise = rng.standard_normal(features.shape, dtype=np.float32)
-        return features + NOISE * std * noise
+        return scale * features + NOISE * std * noise
 
     return batches(shuffled, data.vocabulary, config.batch_size, len(std), augmentation)
 
@@ -337,7 +339,7 @@ def change_speed(features, factor, shortest=1):
 
 GLOSSES = ("ABEND BLEIBEN FRUEH GEWITTER HEUTE KALT KOMMEN MORGEN NACHT NEBEL NORD REGEN SCHNEE "
            "SONNE STARK SUED TAG WARM WIND WOLKE").split()
-SIZES = {"train": 240, "dev": 60, "test": 60}  # sentences
+SIZES = {"train": 200, "dev": 40, "test": 60}  # sentences
 POSES, HAND = 7, 8  # key poses in the inventory; features of one of the two hands
 
 
@@ -729,7 +731,9 @@ def make_teacher(config, data, device):
     model.feature_mean.copy_(data.mean)
     model.feature_std.copy_(data.std)
     if not config.pretrained_weights:
-        print("Weights: random (--pretrained_weights starts from a checkpoint)")
+        print("Weights: random (--pretrained_weights starts from a checkpoint)"
+              + (", which freezing leaves alone: fresh parameters train in every epoch"
+                 if config.schedule().frozen else ""))
         return model.to(device), [name for name, _ in model.named_parameters()]
     report = adapt.load_pretrained(model, config.pretrained_weights, config.adapt_method,
                                    data.vocabulary)
@@ -767,9 +771,10 @@ def train(model, data, config, fresh, device, loss_function=ctc_loss, name="best
     for epoch in range(first, config.epochs):
         freeze.apply_freeze(model, (*schedule.trainable(epoch), *fresh))
         if epoch in schedule.starts:
-            counts = [p.numel() * p.requires_grad for p in model.parameters()]
-            print(f"epoch {epoch:>3}  {schedule.describe(epoch)} ({sum(counts):,} parameters "
-                  f"train, fresh ones always)")
+            sizes = {p: p.numel() for p in model.parameters()}
+            print(f"epoch {epoch:>3}  {schedule.describe(epoch)} "
+                  f"({sum(n for p, n in sizes.items() if p.requires_grad):,} of "
+                  f"{sum(sizes.values()):,} parameters train, fresh ones always)")
         rates = [learning_rate(config, epoch * steps + step, config.epochs * steps)
                  for step in range(steps)]
         epoch_batches = training_batches(sentences, data, config, epoch)

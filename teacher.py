@@ -165,37 +165,32 @@ def read_corpus(directory):
                              f"expected the {split} annotations".replace("{}", split))
         if path:
             folder = directory / "features" / split
-            corpus[split] = [Sentence(*annotation, _feature_path(folder, annotation.id))
+            corpus[split] = [Sentence(*annotation, folder / f"{annotation.id}.npy")
                              for annotation in read_annotations(path)]
     return corpus
 
 
-def _feature_path(folder, name):
-    path = folder / f"{name}.npz"
-    return path if path.is_file() else folder / f"{name}.npy"
-
-
 def read_features(source, dim=None):
-    """[T, D] float32 from a .npy file, a .npz file with one array, or an array.
+    """[T, D] float32 from a .npy file, else the .npz of one array beside it, or from an array.
 
     ValueError for a file that is missing or broken, and for anything but finite floating point
     numbers with two axes, at least one frame, and D = dim where dim is given.
     """
-    features = source
-    if isinstance(source, (str, Path)):
+    if isinstance(source, np.ndarray):
+        features, source = source, "features"
+    else:
+        npz = Path(source).with_suffix(".npz")
+        source = npz if npz.is_file() and not Path(source).is_file() else source
         try:
             features = np.load(source, allow_pickle=False)
             if isinstance(features, np.lib.npyio.NpzFile):
                 with features as archive:
-                    if len(archive.files) != 1:
-                        raise ValueError(f"{len(archive.files)} arrays in it, expected one")
-                    features = archive[archive.files[0]]
+                    (name,) = archive.files
+                    features = archive[name]
         # numpy raises whatever a broken header or archive leads it to (BadZipFile, EOFError, ...)
         except Exception as error:
             reason = "no such file" if isinstance(error, FileNotFoundError) else error
-            raise ValueError(f"{source}: {reason}, expected features [T, D]") from error
-    else:
-        source = "features"
+            raise ValueError(f"{source}: {reason}, expected one array of features") from error
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind != "f":
         raise ValueError(f"{source}: {features.dtype} array of shape {list(features.shape)}, "
                          f"expected floating point [T, D]")
@@ -857,6 +852,8 @@ def run_training(given, resume):
     folder = Path(given.get("output_dir", Config.output_dir))
     last = read_run_checkpoint(folder / "last.pth") if resume else None
     config = resumed_config(given, last, folder / "last.pth") if resume else Config(**given)
+    if "unfreeze_stages" in given and not config.progressive_unfreeze:
+        print("--unfreeze_stages does nothing without --progressive_unfreeze")
     device = pick_device(config.device)
     data = read_data(config.data_dir)
     describe_data(data, config.data_dir)
@@ -962,6 +959,10 @@ def main(argv=None):
         "resume", "evaluate", "split", "predict", "write_corpus", "json"))
     try:
         with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
+            unused = given.keys() - {"data_dir", "output_dir", "device"}
+            if unused and (target or files or checkpoint):
+                raise ValueError(f"--{min(unused)}: a flag of training, expected without "
+                                 f"--evaluate, --predict and --write_corpus")
             if target:
                 result = run_write_corpus(target)
             elif files:

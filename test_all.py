@@ -724,8 +724,10 @@ class TeacherData(FolderTestCase):
             np.save(self.folder / "a.npy", features.astype(kind))
             found = teacher.read_features(self.folder / "a.npy")
             self.assertEqual((found.dtype, found.tolist()), (np.float32, features.tolist()))
-        np.savez_compressed(self.folder / "a.npz", features)
-        self.assertEqual(teacher.read_features(self.folder / "a.npz").tolist(), features.tolist())
+        np.savez_compressed(self.folder / "b.npz", features)
+        for name in ("b.npz", "b.npy"):
+            self.assertEqual(teacher.read_features(self.folder / name).tolist(),
+                             features.tolist())
 
     def test_broken_feature_files_are_refused_with_their_name_and_what_is_wrong(self):
         np.save(self.folder / "good.npy", np.zeros((5, 3)))
@@ -739,9 +741,9 @@ class TeacherData(FolderTestCase):
         self.write("half.npy", good[:-20])
         self.write("empty.npy", "")
         self.write("text.npy", "1 2 3\n")
-        for name, word in (("missing.npy", "no such file"), ("half.npy", "expected features"),
-                           ("empty.npy", "expected features"), ("text.npy", "expected features"),
-                           ("objects.npy", "expected features"), ("two.npz", "2 arrays"),
+        for name, word in (("missing.npy", "no such file"), ("half.npy", "expected one array"),
+                           ("empty.npy", "expected one array"), ("text.npy", "expected one array"),
+                           ("objects.npy", "expected one array"), ("two.npz", "expected 1"),
                            ("nan.npy", "NaN or infinity in frame 0"), ("inf.npy", "frame 1"),
                            ("flat.npy", r"float64 array of shape [2]"), ("ints.npy", "int64"),
                            ("noframes.npy", "[0, 3]"), ("nofeatures.npy", "[3, 0]"),
@@ -1040,6 +1042,7 @@ class TeacherTraining(FolderTestCase):
                 (["--evaluate", text], ["text.pth"]),
                 (["--evaluate", own, "--data_dir", narrow], ["9 features a frame, expected 16"]),
                 (["--evaluate", own, "--split", "all"], ["--split"]),
+                (["--evaluate", own, "--epochs", 3], ["--epochs: a flag of training"]),
                 (["--predict", self.folder / "no.npy", "--evaluate", own], ["no.npy"]),
                 (["--resume"], ["last.pth", "no such file"]),
                 (["--write_corpus", data], ["is not empty"])):

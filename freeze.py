@@ -12,6 +12,7 @@ import re
 
 import numpy as np
 from torch import nn
+from torch.nn import functional as F
 
 STAGES = 4                  # the first trains what is above the frozen layers, each later releases
 FREEZE_UNTIL = "mixed_5c"   # the last frozen layer: the whole I3D trunk
@@ -21,11 +22,18 @@ class BatchNorm1d(nn.BatchNorm1d):
     """nn.BatchNorm1d that, while frozen, uses and keeps its running statistics.
 
     PyTorch's own re-enters training mode at the next model.train(), whatever requires_grad says,
-    and its running statistics then drift (pytorch#86590).
+    and its running statistics then drift (pytorch#86590). A batch of one row has no variance: it
+    too is normalised with the running statistics.
     """
 
     def train(self, mode=True):
         return super().train(mode and self.weight.requires_grad)
+
+    def forward(self, rows):
+        if self.training and len(rows) == 1:
+            return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias,
+                                eps=self.eps)
+        return super().forward(rows)
 
 
 class UnfreezeSchedule:

@@ -65,6 +65,7 @@ BROKEN = {"13April_2011_Wednesday_tagesschau_default-14"}  # of Phoenix-2014: it
 
 SPEED = (0.8, 1.25)      # training sentences are played at a length factor drawn from this range
 SCALE = (0.7, 1.4)       # and their features multiplied by one: signers' sizes, their distance
+OFFSET = 3.0             # deviations that a feature's mean counts as its distance from an origin
 NOISE = 0.1              # standard deviation of training noise, in standard deviations of a feature
 CLIP_NORM = 5.0          # largest norm of the gradient of all parameters together
 WARMUP = 0.1             # share of all steps in which the learning rate rises to its maximum
@@ -196,10 +197,12 @@ def read_features(source, dim=None):
                          f"expected floating point [T, D]")
     if dim and features.shape[1] != dim:
         raise ValueError(f"{source}: {features.shape[1]} features a frame, expected {dim}")
+    with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
+        features = features.astype(np.float32, copy=False)
     if not np.isfinite(features).all():
         frame = int(np.argmin(np.isfinite(features).all(axis=1)))
-        raise ValueError(f"{source}: NaN or infinity in frame {frame}, expected finite numbers")
-    return features.astype(np.float32, copy=False)
+        raise ValueError(f"{source}: NaN or infinity in frame {frame}, expected finite float32 numbers")
+    return features
 
 
 class Data(NamedTuple):
@@ -308,14 +311,17 @@ def training_batches(sentences, data, config, epoch):
     """Shuffled and augmented batches of one epoch: a pure function of config.seed and epoch."""
     rng = np.random.default_rng([config.seed, epoch])
     shuffled = [sentences[i] for i in rng.permutation(len(sentences))]
-    std = data.std.numpy()
+    mean, std = data.mean.numpy(), data.std.numpy()
+    # Scaling is about zero for features that vary around it, as coordinates relative to the body
+    # do; a mean of many deviations tells of no such origin, and scaling it would only shift.
+    origin = mean - np.clip(mean, -OFFSET * std, OFFSET * std)
 
     def augmentation(features, sentence):
         shortest = (frames_needed(sentence.glosses) - 1) * config.temporal_stride + 1
         features = change_speed(features, rng.uniform(*SPEED), shortest)
         scale = np.float32(np.exp(rng.uniform(*np.log(SCALE))))
         noise = rng.standard_normal(features.shape, dtype=np.float32)
-        return scale * features + NOISE * std * noise
+        return origin + scale * (features - origin) + NOISE * std * noise
 
     return batches(shuffled, data.vocabulary, config.batch_size, len(std), augmentation)
 

@@ -34,18 +34,19 @@ STRATEGIES = {
 def run(name, data_dir, strategy, epochs, seed, extra):
     """Train once and append what came out to the record."""
     flags = [*STRATEGIES[strategy], "--epochs", str(epochs), "--seed", str(seed), *extra]
+    if data_dir:
+        flags = ["--data_dir", str(Path(data_dir).resolve()), *flags]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        data = ["--data_dir", data_dir] if data_dir else []
         process = subprocess.run(
-            [sys.executable, ROOT / "teacher.py", *data, "--output_dir", folder, "--json", *flags],
+            [sys.executable, ROOT / "teacher.py", "--output_dir", folder, "--json", *flags],
             env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True)
         if process.returncode:
             sys.exit(process.stderr)
         result = json.loads(process.stdout.splitlines()[-1])
         rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").open()][1:]
     row = {"name": name, "strategy": strategy, "epochs": epochs, "seed": seed, "extra": extra,
-           "command": "python teacher.py " + " ".join(flags), "best_epoch": result["epoch"],
+           "best_epoch": result["epoch"],
            "dev_best": result["dev_wer"], "dev_last": rows[-1]["wer"],
            "test": result.get("test_wer"), "seconds": round(time.monotonic() - started)}
     with RECORD.open("a") as file:
@@ -62,13 +63,14 @@ def table(name):
     rows = recorded(name)
     print(f"| {name} | epochs | seeds | dev WER, best epoch | dev WER, last epoch | test WER |")
     print("|---|---|---|---|---|---|")
-    for epochs in sorted({row["epochs"] for row in rows}):
+    for epochs, extra in sorted({(row["epochs"], " ".join(row["extra"])) for row in rows}):
         for strategy in STRATEGIES:
-            some = [r for r in rows if (r["strategy"], r["epochs"]) == (strategy, epochs)]
+            some = [r for r in rows if (r["strategy"], r["epochs"], " ".join(r["extra"]))
+                    == (strategy, epochs, extra)]
             if some:
                 cells = " | ".join(spread([r[key] for r in some])
                                    for key in ("dev_best", "dev_last", "test"))
-                print(f"| {strategy} | {epochs} | {len(some)} | {cells} |")
+                print(f"| {strategy} {extra} | {epochs} | {len(some)} | {cells} |")
 
 
 def spread(values):
@@ -88,7 +90,8 @@ def main():
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("--workers", type=int, default=2)
     args, extra = parser.parse_known_args()
-    done = {(r["strategy"], r["epochs"], r["seed"]) for r in recorded(args.name)}
+    done = {(r["strategy"], r["epochs"], r["seed"]) for r in recorded(args.name)
+            if r["extra"] == extra}
     jobs = [(strategy, epochs, seed) for epochs in args.epochs for seed in args.seeds
             for strategy in args.strategies if (strategy, epochs, seed) not in done]
     with ThreadPoolExecutor(args.workers) as pool:

@@ -104,6 +104,7 @@ def read_checkpoint(source):
         raise CheckpointError(f"{path}: no such file, expected a checkpoint or {KINETICS!r}")
     content = load_file(path)
     vocabulary = content.get("vocabulary") if isinstance(content, dict) else None
+    vocabulary = vocabulary if isinstance(vocabulary, list) else None
     while isinstance(content, dict) and (inner := next(
             (content[key] for key in ("model_state_dict", "state_dict", "model")
              if isinstance(content.get(key), dict)), None)):
@@ -160,7 +161,7 @@ def _tensor(key, value):
         is_kernel = key.endswith("/kernel") and value.ndim == 5
         value = value.transpose(4, 3, 0, 1, 2) if is_kernel else value.reshape(-1)
         value = torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
-    if not isinstance(value, torch.Tensor):
+    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
         return None
     return value.float() if value.is_floating_point() else value
 
@@ -216,13 +217,27 @@ def _check_sha256(name, content, expected):
         raise FetchError(f"{name}: SHA-256 is {found}, expected {expected}")
 
 
-def write_tensors(content, path):
-    """torch.save to a temporary file beside path, then rename: never half a file at path."""
+def write_file(path, write):
+    """Call write(temporary path), then rename: there is never half a file at path.
+
+    OSError where it cannot be written; the temporary file is then removed.
+    """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(path.name + ".tmp")
-    torch.save(content, temporary)
-    os.replace(temporary, path)
+    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    try:
+        write(temporary)
+        os.replace(temporary, path)
+    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
+        temporary.unlink(missing_ok=True)
+        reason = str(error).split("\n")[0]
+        raise OSError(f"{path}: could not be written ({reason}), expected a writable place with "
+                      f"room") from error
+
+
+def write_tensors(content, path):
+    """torch.save through write_file."""
+    write_file(path, lambda temporary: torch.save(content, temporary))
 
 
 # ---------------------------------------------------------------- 3D -> 1D
@@ -272,8 +287,8 @@ def adapt_weights(weights, method=METHOD):
         bn = [name.replace(".conv.weight", f".bn.{part}")
               for part in ("weight", "bias", "running_mean", "running_var")]
         values = [weights.get(key) for key in bn]
-        if any(value is None for value in values[1:]):
-            continue  # a convolution without BatchNorm: nothing to rescale
+        if any(value is None or value.shape != weight.shape[:1] for value in values[1:]):
+            continue  # no BatchNorm, or one that load_pretrained will find not to fit
         if values[0] is None:
             values[0] = torch.ones_like(values[1])
         k = 1.0 if method == "temporal_max" else 1.0 / (weight.shape[3] * weight.shape[4])
@@ -340,7 +355,7 @@ def load_pretrained(model, source, method=METHOD, vocabulary=None):
     filled |= {name for name in values.keys() - weights.keys()
                if name.replace(".weight", ".bias") in filled}
     if not any(".conv." in name for name in filled):
-        name, reason = next(iter(report.skipped.items()))
+        name, reason = next(iter(report.skipped.items()), ("it", "has no convolutions"))
         raise CheckpointError(f"{source}: none of its {len(weights)} entries fits the trunk of "
                               f"this network ({name}: {reason})")
     state.update({name: values[name] for name in filled})
@@ -384,6 +399,7 @@ def main(argv=None):
     parser.add_argument("source", help=f"checkpoint file or {KINETICS}")
     parser.add_argument("--adapt_method", choices=METHODS, default=METHOD)
     parser.add_argument("--output", metavar="FILE", help="write the adapted weights")
+    parser.error = lambda message: parser.exit(2, f"adapt.py: {message}\n")
     args = parser.parse_args(argv)
     try:
         weights, _ = read_checkpoint(args.source)
@@ -403,6 +419,9 @@ def main(argv=None):
           f"{sum(values[name].numel() for name in adapted):,} numbers.")
     if args.output:
         print(f"Written to {args.output}: use it with teacher.py --pretrained_weights.")
+    if args.adapt_method == "temporal_max":
+        print("No exact rule carries BatchNorm statistics over to temporal_max: these are the 3D "
+              "network's. teacher.py --adapt_method temporal_max re-estimates them, from the 3D file.")
 
 
 if __name__ == "__main__":

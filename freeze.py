@@ -27,7 +27,7 @@ class BatchNorm1d(nn.BatchNorm1d):
     """
 
     def train(self, mode=True):
-        return super().train(mode and self.weight.requires_grad)
+        return super().train(mode and (self.weight is None or self.weight.requires_grad))
 
     def forward(self, rows):
         if self.training and len(rows) == 1:
@@ -116,11 +116,14 @@ def apply_freeze(model, trainable):
 
 
 def main(argv=None):
-    from teacher import LAYERS  # only as a program: the one layer table lives with the model
+    # Only as a program: the one layer table, and the defaults of training, live with the model.
+    from teacher import BACKBONE, LAYERS, Config
     parser = argparse.ArgumentParser(description="Print which layers train in which epochs.")
-    parser.add_argument("--epochs", type=int, default=50)
+    parser.add_argument("--epochs", type=int, default=Config.epochs)
     parser.add_argument("--unfreeze_stages", type=int, default=STAGES)
-    parser.add_argument("--freeze_until_layer", default=FREEZE_UNTIL, metavar="LAYER")
+    parser.add_argument("--freeze_until_layer", default=FREEZE_UNTIL, choices=BACKBONE,
+                        metavar="LAYER")
+    parser.error = lambda message: parser.exit(2, f"freeze.py: {message}\n")
     args = parser.parse_args(argv)
     try:
         schedule = UnfreezeSchedule(LAYERS, args.epochs, args.unfreeze_stages,

@@ -110,17 +110,21 @@ class Config:
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto is cuda where there is one")
 
     def __post_init__(self):
-        for name, lowest in (("epochs", 1), ("batch_size", 1), ("hidden_size", 1), ("seed", 0),
-                             ("unfreeze_stages", 1)):
-            if getattr(self, name) < lowest:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected at least {lowest}")
+        for name, lowest, highest in (("epochs", 1, 10 ** 6), ("batch_size", 1, 10 ** 6),
+                                      ("hidden_size", 1, 10 ** 5), ("seed", 0, 2 ** 63 - 1)):
+            if not lowest <= getattr(self, name) <= highest:
+                raise ValueError(f"--{name} {getattr(self, name)}: expected {lowest} to {highest}")
         if not 0 < self.learning_rate < math.inf:
             raise ValueError(f"--learning_rate {self.learning_rate}: expected a number above 0")
+        if not 0 <= self.weight_decay < math.inf:
+            raise ValueError(f"--weight_decay {self.weight_decay}: expected at least 0")
         if not 0 <= self.dropout < 1:
             raise ValueError(f"--dropout {self.dropout}: expected at least 0 and below 1")
         if self.freeze_until_layer not in ("", *BACKBONE):
             raise ValueError(f"--freeze_until_layer {self.freeze_until_layer}: unknown layer, "
                              f"expected one of {', '.join(BACKBONE)}")
+        if self.data_dir:
+            self.data_dir = str(Path(self.data_dir).resolve())  # checkpoints find it from anywhere
         self.schedule()
 
     def schedule(self):
@@ -129,11 +133,6 @@ class Config:
         until = (self.freeze_until_layer or freeze.FREEZE_UNTIL) if frozen else None
         stages = self.unfreeze_stages if self.progressive_unfreeze else 1
         return freeze.UnfreezeSchedule(LAYERS, self.epochs, stages, until)
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message):
-        self.exit(2, f"{self.prog}: {message} (--help lists the flags)\n")
 
 
 def add_config_flags(parser, config_class=Config):
@@ -402,11 +401,11 @@ def write_corpus(corpus, directory):
 
 # ---------------------------------------------------------------- the network
 
-def neighbours(lengths, kernel, stride):
+def neighbours(lengths, kernel, stride, device="cpu"):
     """Which rows each output row of a convolution or pooling over time sees.
 
-    lengths: [B] frames. Returns (index [N', kernel], lengths' [B] = ceil(lengths / stride)). The
-    frames of a batch lie one after the other in N = sum(lengths) rows; index N stands for a row
+    lengths: [B] frames, on the CPU. Returns (index [N', kernel] on the device, lengths' [B] =
+    ceil(lengths / stride)). The frames of a batch lie one after the other in N = sum(lengths) rows; index N stands for a row
     of zeros, which is what a frame before a sentence's start or after its end reads. TensorFlow's
     SAME padding at a length that the stride divides: (kernel - stride) // 2 frames on the left.
     """
@@ -416,7 +415,7 @@ def neighbours(lengths, kernel, stride):
     frame = (position * stride - (kernel - stride) // 2)[:, None] + torch.arange(kernel)
     inside = (frame >= 0) & (frame < lengths[sentence][:, None])            # [N', kernel]
     first = (lengths.cumsum(0) - lengths)[sentence][:, None]
-    return torch.where(inside, first + frame, lengths.sum()), outputs
+    return torch.where(inside, first + frame, lengths.sum()).to(device), outputs
 
 
 def gather(rows, index):
@@ -457,11 +456,10 @@ class Stem(nn.Module):
         self.conv_2c = Unit(64, 192, 3)
         self.channels = 192
 
-    def forward(self, rows, lengths, device):
-        index, lengths = neighbours(lengths, kernel=7, stride=2)
-        rows = self.conv_2b(self.conv_1a(rows, index.to(device)))
-        index, _ = neighbours(lengths, kernel=3, stride=1)
-        return self.conv_2c(rows, index.to(device)), lengths
+    def forward(self, rows, lengths):
+        index, lengths = neighbours(lengths, 7, 2, rows.device)
+        near, _ = neighbours(lengths, 3, 1, rows.device)
+        return self.conv_2c(self.conv_2b(self.conv_1a(rows, index)), near), near, lengths
 
 
 class Inception(nn.Module):
@@ -533,14 +531,13 @@ class I3DTeacher(nn.Module):
                              f"{list(features.shape)}, expected one from 1 to T a sentence")
         rows = torch.cat([f[:n] for f, n in zip(features, lengths.tolist())])  # [N, D]
         rows = (rows - self.feature_mean) / self.feature_std
-        rows, lengths = self.stem(rows, lengths, rows.device)
-        near = neighbours(lengths, kernel=3, stride=1)[0].to(rows.device)
+        rows, near, lengths = self.stem(rows, lengths)
         for name in MIXED:
             kernel, from_stride = POOLS.get(name, (None, math.inf))
             if self.temporal_stride >= from_stride:
-                index, lengths = neighbours(lengths, kernel, stride=2)
-                rows = max_pool(rows, index.to(rows.device))
-                near = neighbours(lengths, kernel=3, stride=1)[0].to(rows.device)
+                index, lengths = neighbours(lengths, kernel, 2, rows.device)
+                rows = max_pool(rows, index)
+                near, _ = neighbours(lengths, 3, 1, rows.device)
             rows = getattr(self, name)(rows, near)
         return rows, lengths
 
@@ -605,9 +602,8 @@ def learning_rate(config, step, steps):
 def train_epoch(model, optimizer, epoch_batches, loss_function, rates, device):
     """One pass. loss_function(model, batch) -> scalar; rates: a learning rate a step.
 
-    Returns (mean loss over the steps taken, None without any; steps left out because loss or
-    gradient was not finite).
-    TrainingError after PATIENCE such steps in a row.
+    Returns (mean loss over the steps taken, steps left out because loss or gradient was not
+    finite). TrainingError after PATIENCE such steps in a row, or where no step could be taken.
     """
     model.train()
     parameters = [p for p in model.parameters() if p.requires_grad]
@@ -619,20 +615,21 @@ def train_epoch(model, optimizer, epoch_batches, loss_function, rates, device):
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
-        if math.isfinite(loss.item()) and math.isfinite(norm.item()):
+        value = loss.item()
+        if math.isfinite(value) and math.isfinite(norm.item()):
             optimizer.step()
-            losses.append(loss.item())
+            losses.append(value)
             in_a_row = 0
         else:
             skipped, in_a_row = skipped + 1, in_a_row + 1
-            if in_a_row == PATIENCE:
+            if in_a_row == PATIENCE or skipped == len(rates):
                 names = ", ".join(sentence.id for sentence in batch.sentences)
-                raise TrainingError(f"loss or gradient was not finite in {PATIENCE} steps in a "
+                raise TrainingError(f"loss or gradient was not finite in {in_a_row} steps in a "
                                     f"row (last batch: {names}): try a lower --learning_rate")
         if sys.stderr.isatty():  # one line, rewritten in place
             end = "\r" if step < len(rates) else "\r" + " " * 40 + "\r"
-            print(f"  step {step}/{len(rates)}  loss {loss.item():.3f}", end=end, file=sys.stderr)
-    return (sum(losses) / len(losses) if losses else None), skipped
+            print(f"  step {step}/{len(rates)}  loss {value:.3f}", end=end, file=sys.stderr)
+    return sum(losses) / len(losses), skipped
 
 
 def ctc_loss(model, batch):
@@ -670,10 +667,7 @@ def load_teacher(path, device):
 
 
 def write_text(text, path):
-    """Write to a temporary file, then rename: never half a file at path."""
-    temporary = path.with_name(path.name + ".tmp")
-    temporary.write_text(text, encoding="utf-8")
-    os.replace(temporary, path)
+    adapt.write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
 def curves_svg(rows, schedule, epochs):
@@ -725,7 +719,7 @@ def axis_ticks(high):
 # ---------------------------------------------------------------- training
 
 def make_teacher(config, data, device):
-    """(I3DTeacher with the weights config asks for, names of its fresh parameters)."""
+    """(I3DTeacher with the weights config asks for, names of its fresh modules)."""
     torch.manual_seed(config.seed)
     model = I3DTeacher(len(data.mean), len(data.vocabulary), config.temporal_stride,
                        config.hidden_size, config.dropout)
@@ -735,37 +729,35 @@ def make_teacher(config, data, device):
         print("Weights: random (--pretrained_weights starts from a checkpoint)"
               + (", which freezing leaves alone: fresh parameters train in every epoch"
                  if config.schedule().frozen else ""))
-        return model.to(device), [name for name, _ in model.named_parameters()]
+        return model.to(device), list(LAYERS)
     report = adapt.load_pretrained(model, config.pretrained_weights, config.adapt_method,
                                    data.vocabulary)
     print(report)
     model.to(device)
-    if config.adapt_method == "temporal_max":
+    if config.adapt_method == "temporal_max" and report.adapted:
         print("temporal_max: BatchNorm statistics are re-estimated on the training features, "
               "since no exact rule carries them over")
         seen = batches(data.corpus["train"], data.vocabulary, config.batch_size, len(data.mean))
         adapt.estimate_batchnorm(model, ((b.features.to(device), b.lengths) for b in seen))
-    return model, [n for n in report.fresh if n in dict(model.named_parameters())]
+    return model, sorted({name.rpartition(".")[0] for name in report.fresh})
 
 
 def train(model, data, config, fresh, device, loss_function=ctc_loss, name="best_i3d.pth",
           last=None):
     """Train with CTC, or another loss_function(model, batch). Returns the best epoch's log row.
 
-    fresh: names of parameters that train in every epoch. name: of the best checkpoint. last: the
+    fresh: names of modules that train in every epoch. name: of the best checkpoint. last: the
     content of last.pth to go on from. Writes checkpoints, log and picture into config.output_dir.
     """
     folder, schedule = Path(config.output_dir), config.schedule()
     optimizer, rows = make_optimizer(model, config), []
+    header = run_header(config, model, data, device)
+    sentences = alignable(data, config.temporal_stride)
     if last:
         model.load_state_dict(last["model_state_dict"])
         optimizer.load_state_dict(last["optimizer"])
-        torch.set_rng_state(last["random"]["torch"])
-        if len(last["random"]["cuda"]) == torch.cuda.device_count() > 0:
-            torch.cuda.set_rng_state_all(last["random"]["cuda"])
-        rows = last["log"]
-    header = last["header"] if last else run_header(config, model, data, device)
-    sentences = alignable(data, config.temporal_stride)
+        set_random_state(last["random"], device)
+        header, rows = last["header"], last["log"]
     steps = -(-len(sentences) // config.batch_size)
     print(f"{config.epochs} epochs of {steps} steps on {device}, into {folder}/")
     started, first = time.monotonic(), len(rows)
@@ -786,6 +778,8 @@ def train(model, data, config, fresh, device, loss_function=ctc_loss, name="best
                      "learning_rate": rates[-1], "skipped_steps": skipped,
                      "released": schedule.describe(epoch) if epoch in schedule.starts else None})
         best = min(rows, key=lambda row: row["wer"])
+        if epoch == 0:
+            move_aside(folder, (name, "last.pth", "log.jsonl", "curves.svg"))
         content = {"model_state_dict": model.state_dict(), "epoch": epoch,
                    "wer": rows[-1]["wer"], "config": dataclasses.asdict(config),
                    "vocabulary": data.vocabulary}
@@ -793,7 +787,7 @@ def train(model, data, config, fresh, device, loss_function=ctc_loss, name="best
             adapt.write_tensors(content, folder / name)
         adapt.write_tensors({**content, "optimizer": optimizer.state_dict(),
                              "schedule": {"starts": schedule.starts, "fresh": fresh},
-                             "random": random_state(), "header": header, "log": rows},
+                             "random": random_state(device), "header": header, "log": rows},
                             folder / "last.pth")
         write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)),
                    folder / "log.jsonl")
@@ -823,9 +817,18 @@ def run_header(config, model, data, device):
             "sentences": {split: len(sentences) for split, sentences in data.corpus.items()}}
 
 
-def random_state():
-    return {"torch": torch.get_rng_state(),
-            "cuda": torch.cuda.get_rng_state_all() if torch.cuda.is_available() else []}
+def random_state(device):
+    """What dropout draws from: of the CPU and, where the run is on one, of the GPU."""
+    return {"cpu": torch.get_rng_state(),
+            "cuda": torch.cuda.get_rng_state(device) if device.type == "cuda" else None}
+
+
+def set_random_state(state, device):
+    torch.set_rng_state(state["cpu"])
+    if device.type == "cuda" and state["cuda"] is not None:
+        torch.cuda.set_rng_state(state["cuda"], device)
+    elif device.type == "cuda" or state["cuda"] is not None:
+        print("This run goes on on another kind of device: it will not end exactly as it would have")
 
 
 # ---------------------------------------------------------------- the program
@@ -843,9 +846,13 @@ def move_aside(folder, names):
 
 def resumed_config(given, last, path):
     """The interrupted run's Config; flags that would make it another run are refused."""
-    if "optimizer" not in last:
-        raise ValueError(f"{path}: has no optimizer, expected a last.pth of teacher.py")
-    saved = last["config"]
+    if missing := {"optimizer", "schedule", "random", "header", "log"} - set(last):
+        raise ValueError(f"{path}: has no {', '.join(sorted(missing))}, expected a last.pth of "
+                         f"teacher.py")
+    saved, known = last["config"], {field.name for field in dataclasses.fields(Config)}
+    if set(saved) != known:
+        raise ValueError(f"{path}: flags {', '.join(sorted(set(saved) ^ known))} are of another "
+                         f"version of teacher.py, expected the one that began the run")
     for name in given.keys() - {"output_dir", "data_dir", "device"}:
         if given[name] != saved.get(name):
             raise ValueError(f"--{name} {given[name]}: {path} was run with {saved.get(name)}, "
@@ -856,6 +863,9 @@ def resumed_config(given, last, path):
 def run_training(given, resume):
     """Train, or go on training, then score the best checkpoint. Returns what --json prints."""
     folder = Path(given.get("output_dir", Config.output_dir))
+    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"--output_dir {folder}: cannot write there, expected a directory")
     last = read_run_checkpoint(folder / "last.pth") if resume else None
     config = resumed_config(given, last, folder / "last.pth") if resume else Config(**given)
     if "unfreeze_stages" in given and not config.progressive_unfreeze:
@@ -864,16 +874,15 @@ def run_training(given, resume):
     data = read_data(config.data_dir)
     describe_data(data, config.data_dir)
     if resume:
-        if last["vocabulary"] != data.vocabulary:
-            raise ValueError(f"{config.data_dir}: its train split has another vocabulary than "
+        sizes = {split: len(sentences) for split, sentences in data.corpus.items()}
+        if (last["vocabulary"], last["header"]["sentences"]) != (data.vocabulary, sizes):
+            raise ValueError(f"{config.data_dir}: another vocabulary or number of sentences than "
                              f"{folder / 'last.pth'}, expected the same data")
         model, _ = load_teacher(folder / "last.pth", device)
         fresh = last["schedule"]["fresh"]
         print(f"Going on after epoch {last['epoch']} of {folder / 'last.pth'}")
     else:
         model, fresh = make_teacher(config, data, device)
-        folder.mkdir(parents=True, exist_ok=True)
-        move_aside(folder, ("best_i3d.pth", "last.pth", "log.jsonl", "curves.svg"))
     best = train(model, data, config, fresh, device, last=last)
     path = folder / "best_i3d.pth"
     print(f"Best dev WER {100 * best['wer']:.2f}% at epoch {best['epoch']}: {path}")
@@ -890,7 +899,7 @@ def run_evaluation(path, split, given):
     """Score a checkpoint on a split of its own data, or of --data_dir."""
     device = pick_device(given.get("device", Config.device))
     model, checkpoint = load_teacher(path, device)
-    data_dir = given.get("data_dir", checkpoint["config"]["data_dir"])
+    data_dir = given.get("data_dir", checkpoint["config"].get("data_dir", ""))
     corpus = read_corpus(data_dir) if data_dir else synthetic_corpus()
     if split not in corpus:
         raise ValueError(f"{data_dir}: has no {split} split, expected one of {', '.join(corpus)}")
@@ -926,8 +935,8 @@ def run_prediction(path, files, given):
 
 
 def run_write_corpus(directory):
-    if Path(directory).exists() and any(Path(directory).iterdir()):
-        raise ValueError(f"{directory}: is not empty, expected a new directory")
+    if Path(directory).exists():
+        raise ValueError(f"{directory}: is there already, expected a new directory")
     write_corpus(synthetic_corpus(), directory)
     print(f"The built-in corpus is in {directory}/: train on it with --data_dir {directory}")
     return {"data_dir": str(directory)}
@@ -938,6 +947,8 @@ def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
+        if not name.startswith(("cpu", "cuda", "mps")):
+            raise RuntimeError("not a device that trains")
         torch.empty(0, device=name)
         return torch.device(name)
     except (RuntimeError, AssertionError) as error:
@@ -946,18 +957,19 @@ def pick_device(name):
 
 
 def main(argv=None):
-    parser = Parser("teacher.py", description=__doc__.split("\n")[0])
+    parser = argparse.ArgumentParser("teacher.py", description=__doc__.split("\n")[0])
+    parser.error = lambda message: parser.exit(2, f"teacher.py: {message} (see --help)\n")
     add_config_flags(parser)
-    parser.add_argument("--resume", action="store_true",
-                        help="go on from --output_dir's last.pth, with its flags")
-    parser.add_argument("--evaluate", metavar="CHECKPOINT", help="score a checkpoint, do not train")
-    parser.add_argument("--split", choices=SPLITS, default="dev",
-                        help="what --evaluate scores (default: dev)")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--resume", action="store_true",
+                      help="go on from --output_dir's last.pth, with its flags")
+    what.add_argument("--evaluate", metavar="CHECKPOINT", help="score a checkpoint, do not train")
+    what.add_argument("--write_corpus", metavar="DIR",
+                      help="write the built-in corpus in the layout of --data_dir")
+    parser.add_argument("--split", choices=SPLITS, help="what --evaluate scores (default: dev)")
     parser.add_argument("--predict", metavar="FILE", nargs="+",
                         help="print the glosses of feature files, with the checkpoint of "
                              "--evaluate, else --output_dir's best_i3d.pth")
-    parser.add_argument("--write_corpus", metavar="DIR",
-                        help="write the built-in corpus in the layout of --data_dir")
     parser.add_argument("--json", action="store_true",
                         help="the last line on stdout is one JSON object, all else is on stderr")
     given = vars(parser.parse_args(argv))
@@ -969,21 +981,28 @@ def main(argv=None):
             if unused and (target or files or checkpoint):
                 raise ValueError(f"--{min(unused)}: a flag of training, expected without "
                                  f"--evaluate, --predict and --write_corpus")
+            if (files and (resume or target)) or (split and (files or not checkpoint)):
+                raise ValueError(f"--{'predict' if files else 'split'}: expected with --evaluate "
+                                 f"CHECKPOINT and without --resume, --write_corpus, and not both")
             if target:
                 result = run_write_corpus(target)
             elif files:
                 default = Path(given.get("output_dir", Config.output_dir)) / "best_i3d.pth"
                 result = run_prediction(checkpoint or default, files, given)
             elif checkpoint:
-                result = run_evaluation(checkpoint, split, given)
+                result = run_evaluation(checkpoint, split or "dev", given)
             else:
                 result = run_training(given, resume)
     except ValueError as error:
         parser.exit(2, f"teacher.py: {error}\n")
     except (OSError, TrainingError, adapt.FetchError) as error:
         parser.exit(1, f"teacher.py: {error}\n")
+    except (MemoryError, torch.OutOfMemoryError) as error:
+        reason = str(error).split("\n")[0]
+        parser.exit(1, f"teacher.py: out of memory ({reason}), try a smaller --batch_size\n")
     except KeyboardInterrupt:
-        parser.exit(130, "\nteacher.py: interrupted; --resume goes on after the last full epoch\n")
+        parser.exit(130, "\nteacher.py: interrupted; --resume goes on after the last full epoch, "
+                         "if there was one\n")
     if as_json:
         print(json.dumps(result))
 

@@ -7,7 +7,7 @@ their tests fail, since without them nothing here has been shown to work.
 """
 
 import contextlib
-import csv
+import dataclasses
 import io
 import itertools
 import json
@@ -18,11 +18,11 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 import unittest
 import xml.etree.ElementTree
 from functools import lru_cache
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import torch
@@ -75,6 +75,11 @@ class FolderTestCase(unittest.TestCase):
             self.assertIn(str(word), err)
 
 
+def sentence_features(sentence):
+    return np.load(sentence.features).astype(np.float32)
+
+
+@lru_cache(maxsize=None)
 def all_alignments(ref, hyp):
     """Every alignment of two sequences as (hits, substitutions, deletions, insertions)."""
     if not ref or not hyp:
@@ -128,7 +133,7 @@ class WordErrorRate(FolderTestCase):
         for header, row in (("id|folder|signer|annotation", "s1|s1/1/*.png|Signer01| A  B "),
                             ("name|video|start|end|speaker|orth|translation",
                              "s1|s1/1/*.png|-1|-1|Signer01| A  B |ein Satz")):
-            path = self.write("train.corpus.csv", f"\ufeff{header}\r\n{row}\r\n")
+            path = self.write("train.corpus.csv", f"\ufeff{header}\r\n{row}\r\n\r\n")
             with self.subTest(header=header):
                 self.assertEqual(wer.read_annotations(path), [("s1", "Signer01", ("A", "B"))])
 
@@ -161,6 +166,9 @@ class WordErrorRate(FolderTestCase):
         self.assertEqual(json.loads(out)["wer"], 0.5)
         self.assert_refused(wer.main, [ref, self.folder / "none.txt"], "none.txt")
         self.assert_refused(wer.main, [ref, self.write("short.txt", "A\n")], "3 references but 1")
+        _, out, _ = self.program(wer.main, self.write("nil.txt", "\n"), self.folder / "short.txt",
+                                 "--json")
+        self.assertIsNone(json.loads(out)["wer"])
 
 
 # Names of the I3D checkpoints that are around, spelled out from their own sources: for each of
@@ -292,6 +300,16 @@ class Adaptation(FolderTestCase):
             found = F.batch_norm(k * x, new[2], new[3], new[0], new[1], eps=1e-3)
             torch.testing.assert_close(found, F.batch_norm(x, mean, var, gamma, beta, eps=1e-3))
 
+    def test_spatial_mean_is_the_3d_unit_where_only_its_centre_frame_looks(self):
+        weights = random_i3d(seed=3)
+        for name, value in weights.items():
+            if name.endswith(".conv.weight"):
+                value[:, :, [t for t in range(value.shape[2]) if t != value.shape[2] // 2]] = 0
+        torch.save(in_layout(weights, 2), self.folder / "centre.pt")
+        model = teacher.I3DTeacher(3, 5, temporal_stride=8)
+        adapt.load_pretrained(model, self.folder / "centre.pt", "spatial_mean")
+        self.assert_trunk_is_the_3d_network(model, weights)
+
     def test_the_adapted_network_is_the_real_3d_network_on_constant_clips(self):
         model = teacher.I3DTeacher(3, 5, temporal_stride=8)
         report = adapt.load_pretrained(model, adapt.KINETICS)
@@ -394,6 +412,8 @@ class Adaptation(FolderTestCase):
         whole = (self.folder / "whole.pth").read_bytes()
         torch.save({"stem.conv_1a.conv.weight": torch.full((2, 2, 1), math.nan)},
                    self.folder / "nan.pth")
+        torch.save({"vocabulary": 7, "model": {"classifier.bias": torch.zeros(5)}},
+                   self.folder / "head.pth")
         for path, word in ((self.folder / "missing.pth", "no such file"),
                            (self.folder, "no such file"),
                            (self.write("empty.pth", ""), "not a readable checkpoint"),
@@ -401,6 +421,7 @@ class Adaptation(FolderTestCase):
                            (self.write("text.pth", "no weights"), "not a readable checkpoint"),
                            (self.write("list.pth", pickle.dumps([1, 2])), "holds no tensors"),
                            (self.folder / "nan.pth", "NaN"),
+                           (self.folder / "head.pth", "none of its 1 entries fits"),
                            (self.folder / "whole.pth", "none of its 1 entries fits")):
             with self.subTest(path=path.name):
                 with self.assertRaises(adapt.CheckpointError) as caught:
@@ -424,6 +445,7 @@ class Adaptation(FolderTestCase):
         self.assertEqual((len(report.adapted), len(report.skipped)), (0, 2))
         self.assert_trunk_is_the_3d_network(model, kinetics())
         self.assert_refused(adapt.main, [self.folder / "none.pth"], "none.pth", "no such file")
+        self.assert_refused(adapt.main, [path, "--adapt_method", "median"], "median", "spatial_mean")
 
 
 class Freezing(FolderTestCase):
@@ -510,6 +532,22 @@ class Freezing(FolderTestCase):
         with self.assertRaisesRegex(ValueError, "0 is BatchNorm1d, whose statistics would drift"):
             freeze.apply_freeze(nn.Sequential(nn.BatchNorm1d(3), nn.Linear(3, 2)), ("1",))
 
+    def test_a_batchnorm_without_the_files_statistics_is_fresh_and_trains(self):
+        file = self.folder / "parameters.pth"
+        torch.save({k: v for k, v in random_i3d(seed=4).items() if "running" not in k}, file)
+        data = teacher.read_data(str(self.corpus()))
+        config = teacher.Config(pretrained_weights=str(file), freeze_backbone=True)
+        with contextlib.redirect_stdout(io.StringIO()):
+            model, fresh = teacher.make_teacher(config, data, torch.device("cpu"))
+        freeze.apply_freeze(model, (*config.schedule().trainable(0), *fresh))
+        self.assertTrue(model.train().mixed_3b.b0.bn.training)
+        self.assertFalse(model.mixed_3b.b0.conv.weight.requires_grad)
+
+    def test_a_single_row_has_no_variance_and_is_normalised_with_the_running_statistics(self):
+        norm = freeze.BatchNorm1d(3).train()
+        norm.running_mean.fill_(1.0)
+        torch.testing.assert_close(norm(torch.full((1, 3), 3.0)), torch.full((1, 3), 2.0))
+
     def test_frozen_batchnorm_stays_bit_identical_through_training_and_released_moves(self):
         model = teacher.I3DTeacher(8, 5)
         optimizer = teacher.make_optimizer(model, teacher.Config())
@@ -556,7 +594,7 @@ class Freezing(FolderTestCase):
         _, out, _ = self.program(freeze.main, "--epochs", 50)
         self.assertRegex(out, r"1 +13-25 +4/12 +mixed_5c mixed_5b")
         self.assert_refused(freeze.main, ["--epochs", 3], "4 unfreezing stages over 3 epochs")
-        self.assert_refused(freeze.main, ["--freeze_until_layer", "x"], "unknown layer 'x'")
+        self.assert_refused(freeze.main, ["--freeze_until_layer", "x"], "'x'", "mixed_5c")
 
 
 def ctc_by_enumeration(log_probs, target):
@@ -617,6 +655,15 @@ class TeacherNetwork(FolderTestCase):
             logits, outputs = model(torch.randn(5, 33, 4), lengths)
             self.assertEqual(outputs.tolist(), [math.ceil(n / stride) for n in (1, 7, 8, 9, 33)])
             self.assertEqual(logits.shape, (5, math.ceil(33 / stride), 5))
+
+    def test_each_stride_pools_where_i3d_does(self):
+        for stride, expected in ((8, (16, 8, 8, 4)), (4, (16, 8, 8, 8)), (2, (16, 16, 16, 16))):
+            model, rows = teacher.I3DTeacher(4, 5, temporal_stride=stride).eval(), []
+            for name in ("mixed_3c", "mixed_4b", "mixed_4f", "mixed_5b"):
+                getattr(model, name).register_forward_hook(
+                    lambda module, inputs, output: rows.append(len(inputs[0])))
+            model(torch.randn(1, 32, 4), torch.tensor([32]))
+            self.assertEqual(tuple(rows), expected)
 
     def test_a_sentence_alone_and_in_a_padded_batch_gives_the_same_logits(self):
         for stride in (2, 4, 8):
@@ -815,6 +862,18 @@ class TeacherData(FolderTestCase):
         self.assertNotEqual([s.id for batch in first for s in batch.sentences],
                             [s.id for batch in other for s in batch.sentences])
 
+    def test_augmentation_moves_off_centre_features_no_more_than_centred_ones(self):
+        folder = self.corpus(train=30)
+        for path in folder.glob("features/train/*.npy"):
+            np.save(path, np.load(path) + np.where(np.arange(16) % 2, 1000, 0))
+        data = teacher.read_data(str(folder))
+        (batch,) = teacher.training_batches(data.corpus["train"], data,
+                                            teacher.Config(batch_size=30), 0)
+        rows = torch.cat([f[:n] for f, n in zip(batch.features, batch.lengths)])
+        rows = (rows - data.mean) / data.std
+        self.assertLess(rows[:, 1::2].square().mean().sqrt(), 2.0)
+        self.assertGreater(rows[:, ::2].square().mean().sqrt(), 0.8)
+
     def test_augmented_sentences_stay_long_enough_for_ctc(self):
         folder = self.corpus()
         path = folder / "features/train/train-0000.npy"
@@ -876,7 +935,93 @@ class TeacherTraining(FolderTestCase):
         mean, skipped = teacher.train_epoch(model, optimizer, batches, loss, [1e-3] * 6, device)
         self.assertEqual(skipped, 3)
         self.assertTrue(math.isfinite(mean))
-        self.assertTrue(all(p.isfinite().all() for p in model.parameters()))
+        self.assertTrue(all(value.isfinite().all() for value in model.state_dict().values()))
+
+    def test_a_gradient_that_is_not_finite_is_left_out_too(self):
+        data = teacher.read_data(str(self.corpus()))
+        config, calls = teacher.Config(batch_size=1), itertools.count()
+        model = teacher.I3DTeacher(16, len(data.vocabulary))
+
+        def loss(model, batch):  # every other time plus 0, with the gradient 0 / 0
+            zero = (0 * model.classifier.bias).sqrt().sum() if next(calls) % 2 else 0
+            return teacher.ctc_loss(model, batch) + zero
+
+        batches = teacher.training_batches(data.corpus["train"], data, config, 0)
+        _, skipped = teacher.train_epoch(model, teacher.make_optimizer(model, config), batches,
+                                         loss, [1e-3] * 6, torch.device("cpu"))
+        self.assertEqual(skipped, 3)
+        self.assertTrue(all(value.isfinite().all() for value in model.state_dict().values()))
+
+    def test_an_epoch_without_one_finite_step_stops_the_run(self):
+        self.corpus()
+        self.assert_refused(teacher.main, ["--data_dir", self.folder / "corpus", "--output_dir",
+                                           self.folder / "run", "--learning_rate", 1e30,
+                                           "--epochs", 6, "--device", "cpu"],
+                            "not finite", "lower --learning_rate", status=1)
+
+    def test_frozen_layers_keep_their_weights_while_fresh_ones_train_in_every_step(self):
+        folder = self.train("--pretrained_weights", adapt.KINETICS, "--freeze_backbone", epochs=3)
+        last = torch.load(folder / "last.pth")
+        state, source = last["model_state_dict"], adapt.adapt_weights(kinetics())[0]
+        for name, value in source.items():
+            if not name.startswith(("stem.conv_1a", "classifier")):
+                self.assertTrue(torch.equal(state[name], value), name)
+        groups = {group["name"]: [last["optimizer"]["state"].get(p, {}).get("step")
+                                  for p in group["params"]]
+                  for group in last["optimizer"]["param_groups"]}
+        self.assertEqual({step.item() for step in groups["lstm"]}, {3 * 2})  # 6 sentences by 4
+        self.assertEqual([step and step.item() for step in groups["stem"]], [6] * 3 + [None] * 6)
+        self.assertEqual(set(groups["mixed_4f"]), {None})
+
+    def test_moments_and_rates_of_a_whole_run_are_those_of_the_schedule(self):
+        folder = self.train("--pretrained_weights", adapt.KINETICS, "--progressive_unfreeze",
+                            "--unfreeze_stages", 2, epochs=4)
+        last, rows = torch.load(folder / "last.pth"), self.rows(folder)[1:]
+        steps = {group["name"]: last["optimizer"]["state"][group["params"][-1]]["step"].item()
+                 for group in last["optimizer"]["param_groups"]}
+        self.assertEqual((steps["lstm"], steps["mixed_5c"], steps["mixed_3b"]), (8, 4, 4))
+        for row in rows:
+            progress = (2 * row["epoch"] + 1 - 1) / (8 - 1)  # of 8 steps the first warms up
+            self.assertAlmostEqual(row["learning_rate"], 5e-4 * (1 + math.cos(math.pi * progress)))
+        self.assertEqual(last["optimizer"]["param_groups"][0]["lr"], rows[-1]["learning_rate"])
+
+    def test_the_statistics_that_standardise_features_are_saved_with_the_model(self):
+        state = torch.load(self.train() / "best_i3d.pth")["model_state_dict"]
+        frames = np.concatenate([np.load(path) for path in
+                                 (self.folder / "corpus").glob("features/train/*.npy")])
+        np.testing.assert_allclose(state["feature_mean"], frames.mean(0), rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(state["feature_std"], frames.std(0), rtol=1e-4)
+
+    def test_temporal_max_starts_from_statistics_of_the_training_features(self):
+        data = teacher.read_data(str(self.corpus()))
+        config = teacher.Config(pretrained_weights=adapt.KINETICS, adapt_method="temporal_max")
+        with contextlib.redirect_stdout(io.StringIO()):
+            model, _ = teacher.make_teacher(config, data, torch.device("cpu"))
+        outputs = []
+        for sentence in data.corpus["train"]:  # all six are one batch
+            x = (torch.from_numpy(sentence_features(sentence)) - data.mean) / data.std
+            x = F.pad(x.T[None], (2, 3 + len(x) % 2))
+            outputs.append(F.conv1d(x, model.stem.conv_1a.conv.weight, stride=2)[0])
+        torch.testing.assert_close(model.stem.conv_1a.bn.running_mean,
+                                   torch.cat(outputs, dim=1).mean(1), rtol=1e-4, atol=1e-5)
+        source = adapt.adapt_weights(kinetics(), "temporal_max")[0]
+        self.assertFalse(torch.allclose(model.stem.conv_2b.bn.running_mean,
+                                        source["stem.conv_2b.bn.running_mean"]))
+
+    def test_the_best_checkpoint_is_the_first_of_lowest_dev_wer(self):
+        real = teacher.evaluate
+        wers = iter((9, 4, 7, 4))
+
+        def scripted(*arguments):  # the real one, with the errors of a script
+            errors, loss, hypotheses = real(*arguments)
+            self.seen = wer.WordErrors(10 - next(wers, 0), 0, 0, 0, 2, 2)
+            errors = dataclasses.replace(self.seen, deletions=10 - self.seen.hits)
+            return errors, loss, hypotheses
+
+        with mock.patch.object(teacher, "evaluate", scripted):
+            folder = self.train(epochs=4)
+        best, last = (torch.load(folder / name) for name in ("best_i3d.pth", "last.pth"))
+        self.assertEqual((best["epoch"], best["wer"], last["epoch"]), (1, 0.4, 3))
 
     def test_training_stops_when_steps_stay_not_finite(self):
         data = teacher.read_data(str(self.corpus()))
@@ -966,20 +1111,34 @@ class TeacherTraining(FolderTestCase):
         self.assertEqual(self.rows(folder / "earlier_2")[0]["seed"], 2)
 
     def test_a_checkpoint_is_evaluated_and_used_without_touching_source(self):
-        folder = self.train()
-        best = folder / "best_i3d.pth"
-        status, out, err = self.program(teacher.main, "--evaluate", best, "--json")
-        result = json.loads(out.splitlines()[-1])
-        self.assertEqual((status, len(out.splitlines())), (0, 1))
-        self.assertEqual(result["wer"], torch.load(best)["wer"])
+        data, best = teacher.read_data(str(self.corpus())), self.folder / "best_i3d.pth"
+        torch.manual_seed(0)
+        model = teacher.I3DTeacher(16, len(data.vocabulary), 4, 32).eval()
+        for parameter in model.lstm.parameters():
+            nn.init.normal_(parameter, std=0.5)  # untrained, but not the same class all over
+        torch.save({"model_state_dict": model.state_dict(), "epoch": 0, "wer": 0.9,
+                    "vocabulary": data.vocabulary, "config": dataclasses.asdict(teacher.Config(
+                        hidden_size=32, data_dir=str(self.folder / "corpus")))}, best)
+        expected = {}
+        for sentence in data.corpus["test"]:
+            features = torch.from_numpy(sentence_features(sentence))
+            with torch.no_grad():
+                path = model(features[None], torch.tensor([len(features)]))[0][0].argmax(1)
+            expected[sentence.id] = [data.vocabulary[k] for k, _ in
+                                     itertools.groupby(path.tolist()) if k]
+        self.assertGreater(len(expected["test-0000"]), 1)
+        errors = sum(min(sum(c[1:]) for c in all_alignments(s.glosses, tuple(expected[s.id])))
+                     for s in data.corpus["test"])
+        status, out, err = self.program(teacher.main, "--evaluate", best, "--split", "test",
+                                        "--device", "cpu", "--json")
+        result = json.loads(out)
+        self.assertEqual((status, result["hypotheses"]), (0, expected))
+        self.assertEqual(result["wer"], errors / sum(len(s.glosses) for s in data.corpus["test"]))
         self.assertIn("WER", err)
         file = self.folder / "corpus/features/test/test-0000.npy"
-        _, out, _ = self.program(teacher.main, "--predict", file, "--output_dir", folder)
-        self.assertTrue(out.startswith(f"{file}:"))
-        _, out, _ = self.program(teacher.main, "--evaluate", best, "--split", "test", "--json")
-        hypothesis = json.loads(out)["hypotheses"]["test-0000"]
-        _, out, _ = self.program(teacher.main, "--evaluate", best, "--predict", file, "--json")
-        self.assertEqual(json.loads(out)["predictions"][str(file)], hypothesis)
+        for flags in (["--evaluate", best], ["--output_dir", self.folder]):
+            _, out, _ = self.program(teacher.main, "--predict", file, "--device", "cpu", *flags)
+            self.assertEqual(out, f"{file}: {' '.join(expected['test-0000'])}\n")
 
     def test_every_command_of_the_readme_trains(self):
         own = self.train(name="own") / "best_i3d.pth"
@@ -1024,7 +1183,7 @@ class TeacherTraining(FolderTestCase):
         for flags, words in (
                 (["--epoch_count", 3], ["unrecognized arguments", "--epoch_count"]),
                 (["--epochs", "many"], ["--epochs", "many"]),
-                (["--epochs", 0], ["--epochs 0", "at least 1"]),
+                (["--epochs", 0], ["--epochs 0", "expected 1 to"]),
                 (["--learning_rate", "nan"], ["--learning_rate nan"]),
                 (["--dropout", 1.0], ["--dropout 1.0"]),
                 (["--temporal_stride", 3], ["--temporal_stride", "3", "2, 4, 8"]),
@@ -1045,7 +1204,13 @@ class TeacherTraining(FolderTestCase):
                 (["--evaluate", own, "--epochs", 3], ["--epochs: a flag of training"]),
                 (["--predict", self.folder / "no.npy", "--evaluate", own], ["no.npy"]),
                 (["--resume"], ["last.pth", "no such file"]),
-                (["--write_corpus", data], ["is not empty"])):
+                (["--resume", "--evaluate", own], ["not allowed with"]),
+                (["--split", "test"], ["--split"]),
+                (["--weight_decay", -1], ["--weight_decay -1.0"]),
+                (["--seed", 10 ** 20], ["--seed 1"]),
+                (["--output_dir", text], ["text.pth", "expected a directory"]),
+                (["--output_dir", text / "sub"], ["text.pth", "expected a directory"]),
+                (["--write_corpus", data], ["is there already"])):
             with self.subTest(flags=flags):
                 self.assert_refused(teacher.main, [*data_flags, *flags], *words)
         self.assertFalse((self.folder / "new").exists())

@@ -15,6 +15,7 @@ the one with the most hits, which makes them unique.
 import argparse
 import csv
 import json
+import math
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -136,6 +137,8 @@ def read_annotations(path):
                          f"{' or '.join('|'.join(names) for names in COLUMNS)} among them")
     annotations = {}
     for line, row in enumerate(rows, 2):
+        if not row:
+            continue  # an empty line, as editors leave at the end
         if len(row) != len(header):
             raise ValueError(f"{path}:{line}: {len(row)} columns, expected {len(header)}")
         name, signer, glosses = (row[header.index(column)] for column in columns)
@@ -156,7 +159,7 @@ def read_annotations(path):
 def read_sentences(path):
     """The lines of a UTF-8 text file; an empty line is an empty sentence."""
     try:
-        return Path(path).read_text(encoding="utf-8-sig").splitlines()
+        return Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8, expected UTF-8 text") from error
 
@@ -166,13 +169,14 @@ def main(argv=None):
     parser.add_argument("reference", help="text file, a sentence a line")
     parser.add_argument("hypothesis", help="text file, line by line the reference's sentences")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.error = lambda message: parser.exit(2, f"wer.py: {message}\n")
     args = parser.parse_args(argv)
     try:
         errors = score(read_sentences(args.reference), read_sentences(args.hypothesis))
     except (OSError, ValueError) as error:
         parser.exit(2, f"wer.py: {error}\n")
-    print(json.dumps({**asdict(errors), "wer": errors.wer, "ser": errors.ser})
-          if args.json else errors)
+    rate = errors.wer if math.isfinite(errors.wer) else None  # JSON has no infinity
+    print(json.dumps({**asdict(errors), "wer": rate, "ser": errors.ser}) if args.json else errors)
 
 
 if __name__ == "__main__":

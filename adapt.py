@@ -420,8 +420,9 @@ def main(argv=None):
     if args.output:
         print(f"Written to {args.output}: use it with teacher.py --pretrained_weights.")
     if args.adapt_method == "temporal_max":
-        print("No exact rule carries BatchNorm statistics over to temporal_max: these are the 3D "
-              "network's. teacher.py --adapt_method temporal_max re-estimates them, from the 3D file.")
+        print("No exact rule carries BatchNorm statistics over to temporal_max, these are the 3D "
+              "network's: teacher.py --adapt_method temporal_max, given the 3D file, re-estimates "
+              "them on its training features.")
 
 
 if __name__ == "__main__":

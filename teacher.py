@@ -200,7 +200,8 @@ def read_features(source, dim=None):
         features = features.astype(np.float32, copy=False)
     if not np.isfinite(features).all():
         frame = int(np.argmin(np.isfinite(features).all(axis=1)))
-        raise ValueError(f"{source}: NaN or infinity in frame {frame}, expected finite float32 numbers")
+        raise ValueError(f"{source}: NaN or infinity in frame {frame}, expected finite numbers of "
+                         f"float32's range")
     return features
 
 
@@ -405,9 +406,10 @@ def neighbours(lengths, kernel, stride, device="cpu"):
     """Which rows each output row of a convolution or pooling over time sees.
 
     lengths: [B] frames, on the CPU. Returns (index [N', kernel] on the device, lengths' [B] =
-    ceil(lengths / stride)). The frames of a batch lie one after the other in N = sum(lengths) rows; index N stands for a row
-    of zeros, which is what a frame before a sentence's start or after its end reads. TensorFlow's
-    SAME padding at a length that the stride divides: (kernel - stride) // 2 frames on the left.
+    ceil(lengths / stride)). The frames of a batch lie one after the other in N = sum(lengths)
+    rows; index N stands for a row of zeros, which is what a frame before a sentence's start or
+    after its end reads. As TensorFlow's SAME padding at a length that the stride divides:
+    (kernel - stride) // 2 frames on the left.
     """
     outputs = -(-lengths // stride)
     sentence = torch.repeat_interleave(outputs)                             # [N']
@@ -424,7 +426,7 @@ def gather(rows, index):
 
 
 def max_pool(rows, index):
-    """[N, C] -> [N', C]. Rows come out of a ReLU, so the zeros outside a sentence change nothing."""
+    """[N, C] -> [N', C]. Rows come out of a ReLU: zeros outside a sentence change nothing."""
     return gather(rows, index).amax(dim=1)
 
 
@@ -639,30 +641,23 @@ def ctc_loss(model, batch):
 
 # ---------------------------------------------------------------- checkpoints, log, picture
 
-def read_run_checkpoint(path):
-    """A checkpoint of this project as a dict. ValueError for anything else."""
-    content = adapt.load_file(path) if Path(path).is_file() else None
-    if content is None:
+def load_teacher(path, device="cpu"):
+    """(model in evaluation mode, its checkpoint) of a best_i3d.pth or last.pth.
+
+    ValueError for a file that is missing or anything else.
+    """
+    if not Path(path).is_file():
         raise ValueError(f"{path}: no such file, expected a checkpoint of teacher.py")
-    missing = {"model_state_dict", "epoch", "wer", "config", "vocabulary"} - set(
-        content if isinstance(content, dict) else ())
-    if missing:
-        raise ValueError(f"{path}: has no {', '.join(sorted(missing))}, "
-                         f"expected a checkpoint of teacher.py")
-    return content
-
-
-def load_teacher(path, device):
-    """(model in evaluation mode, its checkpoint) of a best_i3d.pth or last.pth."""
-    checkpoint = read_run_checkpoint(path)
-    state, config = checkpoint["model_state_dict"], checkpoint["config"]
+    checkpoint = adapt.load_file(path)
     try:
-        model = I3DTeacher(len(state["feature_mean"]), len(checkpoint["vocabulary"]),
+        state, vocabulary = checkpoint["model_state_dict"], checkpoint["vocabulary"]
+        config, _, _ = checkpoint["config"], checkpoint["epoch"], checkpoint["wer"]
+        model = I3DTeacher(len(state["feature_mean"]), len(vocabulary),
                            config["temporal_stride"], config["hidden_size"], config["dropout"])
         model.load_state_dict(state)
-    except (KeyError, RuntimeError, TypeError) as error:
+    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: does not fit the teacher network ({reason})") from error
+        raise ValueError(f"{path}: not a checkpoint of teacher.py ({reason})") from error
     return model.to(device).eval(), checkpoint
 
 
@@ -675,38 +670,35 @@ def curves_svg(rows, schedule, epochs):
     left, width, height = 60, 640, 180  # of a panel, in pixels
     x = lambda epoch: left + width * epoch / max(1, epochs - 1)
     best = min(rows, key=lambda row: row["wer"])
-    panels = ((40, 1, {"loss": ("train loss", "#1f77b4"), "dev_loss": ("dev loss", "#d62728")},
-               "CTC, nats a gloss"),
-              (280, 100, {"wer": ("dev WER", "#d62728")},
-               f"%, best {100 * best['wer']:.1f} at epoch {best['epoch']}"))
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 30}" height="510" '
-           f'font-family="sans-serif" font-size="12"><rect width="100%" height="100%" '
-           f'fill="white"/>']
-    for top, factor, series, unit in panels:
-        values = [row[key] for key in series for row in rows if row[key] is not None]
-        ticks = axis_ticks(factor * max(values, default=1))
+           f'font-family="sans-serif" font-size="12"><path d="M0 0h999v999h-999z" fill="white"/>']
+    for top, factor, unit, series in (
+            (40, 1, "CTC, nats a gloss", (("train loss", "loss", "#1f77b4"),
+                                          ("dev loss", "dev_loss", "#d62728"))),
+            (280, 100, f"%, best {100 * best['wer']:.1f} at epoch {best['epoch']}",
+             (("dev WER", "wer", "#d62728"),))):
+        values = [factor * row[key] for _, key, _ in series for row in rows if row[key] is not None]
+        ticks = axis_ticks(max(values, default=1))
         y = lambda value: top + height * (1 - value / ticks[-1])
         ends = (*schedule.starts[1:], epochs - 1)
         for stage, (start, end) in enumerate(zip(schedule.starts, ends)):
-            name = f"stage {stage}" if len(ends) > 1 else ""
-            out.append(f'<rect x="{x(start):.1f}" y="{top}" width="{x(end) - x(start):.1f}" '
-                       f'height="{height}" fill="{("#f6f6f6", "#e4ebf5")[stage % 2]}"/>'
-                       f'<text x="{x(start) + 4:.1f}" y="{top + 14}" fill="#666">{name}</text>')
-        for tick in ticks:
-            out.append(f'<path d="M{left} {y(tick):.1f}h{width}" stroke="#ccc"/><text '
-                       f'x="{left - 6}" y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>')
-        legend = "  ".join(f'<tspan fill="{colour}" font-weight="bold">{name}</tspan>'
-                           for name, colour in series.values())
-        out.append(f'<text x="{left}" y="{top - 10}">{legend} ({unit})</text>')
-        for key, (_, colour) in series.items():
+            out.append(f'<path d="M{x(start):.1f} {top}H{x(end):.1f}v{height}H{x(start):.1f}z" '
+                       f'fill="{("#f6f6f6", "#e4ebf5")[stage % 2]}"/><text x="{x(start) + 4:.1f}" '
+                       f'y="{top + 14}" fill="#666">{f"stage {stage}" * (len(ends) > 1)}</text>')
+        out += [f'<path d="M{left} {y(tick):.1f}h{width}" stroke="#ccc"/><text x="{left - 6}" '
+                f'y="{y(tick) + 4:.1f}" text-anchor="end">{tick:g}</text>' for tick in ticks]
+        for name, key, colour in series:
             points = " ".join(f"{x(row['epoch']):.1f},{y(factor * row[key]):.1f}"
                               for row in rows if row[key] is not None)
             out.append(f'<polyline points="{points}" fill="none" stroke="{colour}" '
                        f'stroke-width="2"/>')
+        legend = " ".join(f'<tspan fill="{colour}" font-weight="bold">{name}</tspan>'
+                          for name, _, colour in series)
+        out.append(f'<text x="{left}" y="{top - 10}">{legend} ({unit})</text>')
     out += [f'<text x="{x(epoch):.1f}" y="478" text-anchor="middle">{epoch:g}</text>'
             for epoch in axis_ticks(max(1, epochs - 1)) if epoch % 1 == 0 and epoch < epochs]
-    return "\n".join((*out, f'<text x="{left + width / 2}" y="498" text-anchor="middle">epoch'
-                      f'</text></svg>\n'))
+    out.append(f'<text x="{left + width / 2}" y="498" text-anchor="middle">epoch</text></svg>')
+    return "\n".join(out) + "\n"
 
 
 def axis_ticks(high):
@@ -747,14 +739,14 @@ def train(model, data, config, fresh, device, loss_function=ctc_loss, name="best
     """Train with CTC, or another loss_function(model, batch). Returns the best epoch's log row.
 
     fresh: names of modules that train in every epoch. name: of the best checkpoint. last: the
-    content of last.pth to go on from. Writes checkpoints, log and picture into config.output_dir.
+    content of the last.pth that model is from, to go on. Writes checkpoints, log and picture into
+    config.output_dir.
     """
     folder, schedule = Path(config.output_dir), config.schedule()
     optimizer, rows = make_optimizer(model, config), []
     header = run_header(config, model, data, device)
     sentences = alignable(data, config.temporal_stride)
     if last:
-        model.load_state_dict(last["model_state_dict"])
         optimizer.load_state_dict(last["optimizer"])
         set_random_state(last["random"], device)
         header, rows = last["header"], last["log"]
@@ -780,17 +772,16 @@ def train(model, data, config, fresh, device, loss_function=ctc_loss, name="best
         best = min(rows, key=lambda row: row["wer"])
         if epoch == 0:
             move_aside(folder, (name, "last.pth", "log.jsonl", "curves.svg"))
-        content = {"model_state_dict": model.state_dict(), "epoch": epoch,
-                   "wer": rows[-1]["wer"], "config": dataclasses.asdict(config),
-                   "vocabulary": data.vocabulary}
+        content = {"model_state_dict": model.state_dict(), "epoch": epoch, "wer": errors.wer,
+                   "config": dataclasses.asdict(config), "vocabulary": data.vocabulary}
         if best is rows[-1]:
             adapt.write_tensors(content, folder / name)
-        adapt.write_tensors({**content, "optimizer": optimizer.state_dict(),
-                             "schedule": {"starts": schedule.starts, "fresh": fresh},
-                             "random": random_state(device), "header": header, "log": rows},
-                            folder / "last.pth")
-        write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)),
-                   folder / "log.jsonl")
+        content |= {"optimizer": optimizer.state_dict(), "random": random_state(device),
+                    "schedule": {"starts": schedule.starts, "fresh": fresh},
+                    "header": header, "log": rows}
+        adapt.write_tensors(content, folder / "last.pth")
+        lines = [json.dumps(row) + "\n" for row in (header, *rows)]
+        write_text("".join(lines), folder / "log.jsonl")
         write_text(curves_svg(rows, schedule, config.epochs), folder / "curves.svg")
         left = (time.monotonic() - started) / (epoch + 1 - first) * (config.epochs - 1 - epoch)
         print_epoch(rows[-1], best, left)
@@ -828,7 +819,7 @@ def set_random_state(state, device):
     if device.type == "cuda" and state["cuda"] is not None:
         torch.cuda.set_rng_state(state["cuda"], device)
     elif device.type == "cuda" or state["cuda"] is not None:
-        print("This run goes on on another kind of device: it will not end exactly as it would have")
+        print("Going on on another kind of device: the end will not be exactly the same")
 
 
 # ---------------------------------------------------------------- the program
@@ -866,7 +857,7 @@ def run_training(given, resume):
     parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
     if not parent.is_dir() or not os.access(parent, os.W_OK):
         raise ValueError(f"--output_dir {folder}: cannot write there, expected a directory")
-    last = read_run_checkpoint(folder / "last.pth") if resume else None
+    model, last = load_teacher(folder / "last.pth") if resume else (None, None)
     config = resumed_config(given, last, folder / "last.pth") if resume else Config(**given)
     if "unfreeze_stages" in given and not config.progressive_unfreeze:
         print("--unfreeze_stages does nothing without --progressive_unfreeze")
@@ -878,8 +869,7 @@ def run_training(given, resume):
         if (last["vocabulary"], last["header"]["sentences"]) != (data.vocabulary, sizes):
             raise ValueError(f"{config.data_dir}: another vocabulary or number of sentences than "
                              f"{folder / 'last.pth'}, expected the same data")
-        model, _ = load_teacher(folder / "last.pth", device)
-        fresh = last["schedule"]["fresh"]
+        model, fresh = model.to(device), last["schedule"]["fresh"]
         print(f"Going on after epoch {last['epoch']} of {folder / 'last.pth'}")
     else:
         model, fresh = make_teacher(config, data, device)

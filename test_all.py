@@ -445,7 +445,8 @@ class Adaptation(FolderTestCase):
         self.assertEqual((len(report.adapted), len(report.skipped)), (0, 2))
         self.assert_trunk_is_the_3d_network(model, kinetics())
         self.assert_refused(adapt.main, [self.folder / "none.pth"], "none.pth", "no such file")
-        self.assert_refused(adapt.main, [path, "--adapt_method", "median"], "median", "spatial_mean")
+        self.assert_refused(adapt.main, [path, "--adapt_method", "median"], "median",
+                            "spatial_mean")
 
 
 class Freezing(FolderTestCase):

@@ -1,6 +1,6 @@
 """Word error rate of sign language recognition, at corpus level.
 
-    $ python wer.py reference.txt hypothesis.txt            # a sentence a line, glosses between blanks
+    $ python wer.py reference.txt hypothesis.txt        # a sentence a line, glosses between blanks
     $ python wer.py reference.txt hypothesis.txt --json
 
 WER = (substitutions + deletions + insertions) / reference glosses, all summed over the corpus
@@ -22,7 +22,7 @@ from typing import NamedTuple
 
 # Names of the columns that hold id, signer and glosses.
 COLUMNS = (("id", "signer", "annotation"),   # Phoenix-2014: id|folder|signer|annotation
-           ("name", "speaker", "orth"))      # -2014-T: name|video|start|end|speaker|orth|translation
+           ("name", "speaker", "orth"))      # -2014-T: name|video|start|end|speaker|orth|...
 
 
 @dataclass(frozen=True)

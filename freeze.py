@@ -109,7 +109,8 @@ def apply_freeze(model, trainable):
         raise ValueError(f"the model has no parameters named {', '.join(sorted(unknown))}")
     for name, module in model.named_modules():
         if (isinstance(module, nn.modules.batchnorm._BatchNorm)
-                and not isinstance(module, BatchNorm1d) and not any(p.requires_grad for p in module.parameters())):
+                and not isinstance(module, BatchNorm1d)
+                and not any(p.requires_grad for p in module.parameters())):
             raise ValueError(f"{name} is {type(module).__name__}, whose statistics would drift "
                              f"while frozen; expected freeze.BatchNorm1d")
     model.train(model.training)  # every BatchNorm1d looks at its requires_grad again

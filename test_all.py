@@ -1141,6 +1141,16 @@ class TeacherTraining(FolderTestCase):
             _, out, _ = self.program(teacher.main, "--predict", file, "--device", "cpu", *flags)
             self.assertEqual(out, f"{file}: {' '.join(expected['test-0000'])}\n")
 
+    def test_evaluating_changes_nothing_of_a_model_in_training(self):
+        data = teacher.read_data(str(self.corpus()))
+        model = teacher.I3DTeacher(16, len(data.vocabulary)).train()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        results = [teacher.evaluate(model, data.corpus["dev"], data.vocabulary,
+                                    torch.device("cpu")) for _ in range(2)]
+        self.assertEqual(*results)  # no dropout
+        self.assertTrue(model.training)
+        self.assertTrue(all(torch.equal(v, before[k]) for k, v in model.state_dict().items()))
+
     def test_every_command_of_the_readme_trains(self):
         own = self.train(name="own") / "best_i3d.pth"
         custom = self.folder / "custom.pt"

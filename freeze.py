@@ -117,6 +117,7 @@ def apply_freeze(model, trainable):
 
 
 def main(argv=None):
+    """The program; argv as in sys.argv[1:]."""
     # Only as a program: the one layer table, and the defaults of training, live with the model.
     from teacher import BACKBONE, LAYERS, Config
     parser = argparse.ArgumentParser(description="Print which layers train in which epochs.")

@@ -947,6 +947,7 @@ def pick_device(name):
 
 
 def main(argv=None):
+    """The program; argv as in sys.argv[1:]."""
     parser = argparse.ArgumentParser("teacher.py", description=__doc__.split("\n")[0])
     parser.error = lambda message: parser.exit(2, f"teacher.py: {message} (see --help)\n")
     add_config_flags(parser)

@@ -165,6 +165,7 @@ def read_sentences(path):
 
 
 def main(argv=None):
+    """The program; argv as in sys.argv[1:]."""
     parser = argparse.ArgumentParser(description="Corpus word error rate of two text files.")
     parser.add_argument("reference", help="text file, a sentence a line")
     parser.add_argument("hypothesis", help="text file, line by line the reference's sentences")

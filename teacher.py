@@ -139,7 +139,7 @@ def add_config_flags(parser, config_class=Config):
     """One flag a field. Flags that are not given stay absent, so that Config has the defaults."""
     for field in dataclasses.fields(config_class):
         options = dict(field.metadata)
-        if field.default not in ("", False):
+        if field.default != "" and field.default is not False:
             options["help"] += f" (default: {field.default})"
         options |= {"action": "store_true"} if field.type is bool else {"type": field.type}
         parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **options)

@@ -160,6 +160,8 @@ def read_sentences(path):
     """The lines of a UTF-8 text file; an empty line is an empty sentence."""
     try:
         return Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror}, expected a text file") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8, expected UTF-8 text") from error
 
@@ -174,7 +176,7 @@ def main(argv=None):
     args = parser.parse_args(argv)
     try:
         errors = score(read_sentences(args.reference), read_sentences(args.hypothesis))
-    except (OSError, ValueError) as error:
+    except ValueError as error:
         parser.exit(2, f"wer.py: {error}\n")
     rate = errors.wer if math.isfinite(errors.wer) else None  # JSON has no infinity
     print(json.dumps({**asdict(errors), "wer": rate, "ser": errors.ser}) if args.json else errors)

@@ -937,7 +937,7 @@ def pick_device(name):
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
     try:
-        if not name.startswith(("cpu", "cuda", "mps")):
+        if not name.startswith(("cpu", "cuda")):
             raise RuntimeError("not a device that trains")
         torch.empty(0, device=name)
         return torch.device(name)

@@ -314,7 +314,7 @@ class LoadReport:
     fresh: list = field(default_factory=list)
 
     def __str__(self):
-        fresh = sorted({name.rsplit(".", 1)[0] for name in self.fresh}, key=self._fresh_order)
+        fresh = dict.fromkeys(name.rpartition(".")[0] for name in self.fresh)  # each once, in order
         return "\n".join((
             f"Weights from {self.source} ({self.method})",
             f"Successfully loaded: {len(self.loaded)} parameters",
@@ -322,9 +322,6 @@ class LoadReport:
             f"Skipped: {len(self.skipped)} parameters",
             *(f"  {name}: {reason}" for name, reason in self.skipped.items()),
             f"Fresh (not in the checkpoint): {', '.join(fresh) or 'nothing'}"))
-
-    def _fresh_order(self, unit):
-        return next(i for i, name in enumerate(self.fresh) if name.startswith(unit + "."))
 
 
 def load_pretrained(model, source, method=METHOD, vocabulary=None):

@@ -51,7 +51,7 @@ class UnfreezeSchedule:
         if not 1 <= stages <= epochs:
             raise ValueError(f"{stages} unfreezing stages over {epochs} epochs, "
                              f"expected 1 to {epochs} stages")
-        self.layers = layers
+        self.layers, self.epochs = layers, epochs
         self.starts = tuple(int(part[0]) for part in np.array_split(range(epochs), stages))
         frozen = layers[:layers.index(freeze_until) + 1] if freeze_until else ()
         groups = _blocks(frozen) if stages <= 4 else [(name,) for name in reversed(frozen)]
@@ -64,6 +64,11 @@ class UnfreezeSchedule:
     def stage(self, epoch):
         """The stage, counted from 0, that epoch (counted from 0) belongs to."""
         return sum(epoch >= start for start in self.starts) - 1
+
+    def span(self, epoch):
+        """(first epoch of the stage that epoch belongs to, first epoch after it)."""
+        stage = self.stage(epoch)
+        return self.starts[stage], (*self.starts, self.epochs)[stage + 1]
 
     def trainable(self, epoch):
         """Names of the layers that train in this epoch, from input to output."""

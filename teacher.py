@@ -78,53 +78,79 @@ class TrainingError(RuntimeError):
 
 # ---------------------------------------------------------------- configuration
 
-def option(default, text, **argparse_options):
-    """A field of Config that is also a command line flag of the same name."""
-    return dataclasses.field(default=default, metadata={"help": text, **argparse_options})
+def option(default, text, check=None, **argparse_options):
+    """A field of a config that is also a command line flag of the same name.
+
+    check: (value -> whether it will do, words for what was expected).
+    """
+    return dataclasses.field(default=default,
+                             metadata={"help": text, "check": check, **argparse_options})
+
+
+def at_least(lowest, highest=10 ** 6):
+    """The check of a whole number."""
+    return lambda value: lowest <= value <= highest, f"{lowest} to {highest}"
 
 
 @dataclass
-class Config:
-    """What makes a run what it is: saved in its checkpoints, and the only place of defaults."""
+class TrainingConfig:
+    """What any run needs: saved in its checkpoints, and the only place of defaults.
+
+    A program's own config adds its fields, `layers` (of its network, input to output),
+    `checkpoint` (name of the best epoch's file) and `loss_name` (for the picture).
+    """
 
     data_dir: str = option("", "corpus directory (default: the built-in synthetic corpus)")
+    output_dir: str = option("", "where checkpoints, log and picture go")
+    epochs: int = option(50, "passes over the training sentences", at_least(1))
+    batch_size: int = option(8, "sentences a step", at_least(1))
+    learning_rate: float = option(1e-3, "AdamW's maximum, after warm-up and before cosine decay",
+                                  (lambda value: 0 < value < math.inf, "a number above 0"))
+    weight_decay: float = option(0.01, "AdamW's",
+                                 (lambda value: 0 <= value < math.inf, "at least 0"))
+    temporal_stride: int = option(4, "frames of the input a frame of the output",
+                                  choices=(2, 4, 8))
+    dropout: float = option(0.5, "share of values dropped around the last layers",
+                            (lambda value: 0 <= value < 1, "at least 0 and below 1"))
+    seed: int = option(0, "of weights, data order, augmentation and dropout",
+                       at_least(0, 2 ** 63 - 1))
+    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto is cuda where there is one")
+
+    def __post_init__(self):
+        for field in dataclasses.fields(self):
+            value, check = getattr(self, field.name), field.metadata["check"]
+            if check and not check[0](value):
+                raise ValueError(f"--{field.name} {value}: expected {check[1]}")
+        if self.data_dir:
+            self.data_dir = str(Path(self.data_dir).resolve())  # checkpoints find it from anywhere
+
+    def schedule(self):
+        """The UnfreezeSchedule of a run in which everything trains."""
+        return freeze.UnfreezeSchedule(self.layers, self.epochs, 1, None)
+
+
+@dataclass
+class Config(TrainingConfig):
+    """The teacher's."""
+
+    layers, checkpoint, loss_name = LAYERS, "best_i3d.pth", "CTC"
+
     output_dir: str = option("checkpoints/teacher", "where checkpoints, log and picture go")
     pretrained_weights: str = option(
         "", f"checkpoint to start from: a file or {adapt.KINETICS} (default: random weights)",
         metavar="NAME|PATH")
     adapt_method: str = option(adapt.METHOD, "how 3D kernels become 1D", choices=adapt.METHODS)
     freeze_backbone: bool = option(False, f"freeze stem to {BACKBONE[-1]}")
-    freeze_until_layer: str = option("", "freeze stem to LAYER, LAYER included", metavar="LAYER")
+    freeze_until_layer: str = option(
+        "", "freeze stem to LAYER, LAYER included",
+        (lambda value: value in ("", *BACKBONE), f"one of {', '.join(BACKBONE)}"), metavar="LAYER")
     progressive_unfreeze: bool = option(
         False, "freeze, then release from the top over the epochs (see freeze.py)")
     unfreeze_stages: int = option(freeze.STAGES, "stages of --progressive_unfreeze")
-    epochs: int = option(50, "passes over the training sentences")
-    batch_size: int = option(8, "sentences a step")
-    learning_rate: float = option(1e-3, "AdamW's maximum, after warm-up and before cosine decay")
-    weight_decay: float = option(0.01, "AdamW's")
-    temporal_stride: int = option(4, "frames of the input a frame of the output",
-                                  choices=(2, 4, 8))
-    hidden_size: int = option(256, "LSTM units a direction")
-    dropout: float = option(0.5, "before and after the LSTM")
-    seed: int = option(0, "of weights, data order, augmentation and dropout")
-    device: str = option("auto", "cpu, cuda, cuda:1, ...; auto is cuda where there is one")
+    hidden_size: int = option(256, "LSTM units a direction", at_least(1, 10 ** 5))
 
     def __post_init__(self):
-        for name, lowest, highest in (("epochs", 1, 10 ** 6), ("batch_size", 1, 10 ** 6),
-                                      ("hidden_size", 1, 10 ** 5), ("seed", 0, 2 ** 63 - 1)):
-            if not lowest <= getattr(self, name) <= highest:
-                raise ValueError(f"--{name} {getattr(self, name)}: expected {lowest} to {highest}")
-        if not 0 < self.learning_rate < math.inf:
-            raise ValueError(f"--learning_rate {self.learning_rate}: expected a number above 0")
-        if not 0 <= self.weight_decay < math.inf:
-            raise ValueError(f"--weight_decay {self.weight_decay}: expected at least 0")
-        if not 0 <= self.dropout < 1:
-            raise ValueError(f"--dropout {self.dropout}: expected at least 0 and below 1")
-        if self.freeze_until_layer not in ("", *BACKBONE):
-            raise ValueError(f"--freeze_until_layer {self.freeze_until_layer}: unknown layer, "
-                             f"expected one of {', '.join(BACKBONE)}")
-        if self.data_dir:
-            self.data_dir = str(Path(self.data_dir).resolve())  # checkpoints find it from anywhere
+        super().__post_init__()
         self.schedule()
 
     def schedule(self):
@@ -135,10 +161,10 @@ class Config:
         return freeze.UnfreezeSchedule(LAYERS, self.epochs, stages, until)
 
 
-def add_config_flags(parser, config_class=Config):
-    """One flag a field. Flags that are not given stay absent, so that Config has the defaults."""
+def add_config_flags(parser, config_class):
+    """One flag a field. Flags that are not given stay absent: the config has the defaults."""
     for field in dataclasses.fields(config_class):
-        options = dict(field.metadata)
+        options = {key: value for key, value in field.metadata.items() if key != "check"}
         if field.default != "" and field.default is not False:
             options["help"] += f" (default: {field.default})"
         options |= {"action": "store_true"} if field.type is bool else {"type": field.type}
@@ -215,13 +241,23 @@ class Data(NamedTuple):
     std: torch.Tensor   # [D], 1 for a constant feature
 
 
-def read_data(data_dir):
-    """Data of a directory, or of the built-in corpus for "". Every file is read and checked."""
+def read_data(data_dir, vocabulary=None, dim=None):
+    """Data of a directory, or of the built-in corpus for "". Every file is read and checked.
+
+    vocabulary, dim: of a model that the data has to fit; otherwise the data's own. ValueError for
+    train glosses that the vocabulary lacks, and for a frame of other than dim features.
+    """
     corpus = read_corpus(data_dir) if data_dir else synthetic_corpus()
     if broken := [s.id for s in corpus["train"] if s.id in BROKEN]:
         corpus["train"] = [s for s in corpus["train"] if s.id not in BROKEN]
         print(f"Left out, known to be broken: {', '.join(broken)}")
-    frames, total, squares, dim = {}, 0.0, 0.0, None
+    glosses = {gloss for sentence in corpus["train"] for gloss in sentence.glosses}
+    vocabulary = vocabulary or [BLANK, *sorted(glosses)]
+    if unknown := glosses - set(vocabulary):
+        raise ValueError(f"{data_dir or 'built-in corpus'}: train glosses that are not in the "
+                         f"model's vocabulary: {' '.join(sorted(unknown)[:9])}, expected the data "
+                         f"it was trained for")
+    frames, total, squares = {}, 0.0, 0.0
     for split, sentences in corpus.items():
         frames[split] = []
         for sentence in sentences:
@@ -233,7 +269,6 @@ def read_data(data_dir):
     mean, square = total / sum(frames["train"]), squares / sum(frames["train"])
     variance = square - mean ** 2
     std = np.sqrt(np.where(variance > 1e-12 * square, variance, 1))
-    vocabulary = [BLANK, *sorted({gloss for s in corpus["train"] for gloss in s.glosses})]
     return Data(corpus, frames, vocabulary, torch.tensor(mean, dtype=torch.float32),
                 torch.tensor(std, dtype=torch.float32))
 
@@ -593,7 +628,11 @@ def make_optimizer(model, config):
 
 
 def learning_rate(config, step, steps):
-    """Linear warm-up to the maximum, then half a cosine to zero; step counts from 0 to steps."""
+    """Linear warm-up to the maximum, then half a cosine to zero; step counts from 0 to steps.
+
+    steps are those of an unfreezing stage: what a stage releases would learn little from the
+    small rates at the end of one decay over the whole run.
+    """
     warmup = max(1, round(WARMUP * steps))
     if step < warmup:
         return config.learning_rate * (step + 1) / warmup
@@ -641,39 +680,51 @@ def ctc_loss(model, batch):
 
 # ---------------------------------------------------------------- checkpoints, log, picture
 
-def load_teacher(path, device="cpu"):
-    """(model in evaluation mode, its checkpoint) of a best_i3d.pth or last.pth.
-
-    ValueError for a file that is missing or anything else.
-    """
+def load_checkpoint(path, program="teacher.py"):
+    """A checkpoint's content. ValueError for a file that is missing or anything else."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file, expected a checkpoint of teacher.py")
-    checkpoint = adapt.load_file(path)
+        raise ValueError(f"{path}: no such file, expected a checkpoint of {program}")
+    checkpoint, parts = adapt.load_file(path), ("model_state_dict", "vocabulary", "config")
+    if not isinstance(checkpoint, dict) or not all(checkpoint.get(part) for part in parts):
+        raise ValueError(f"{path}: not a checkpoint of {program}, expected {', '.join(parts)}")
+    return checkpoint
+
+
+def load_model(path, build, program, device):
+    """(model in evaluation mode, its checkpoint). build(config, D, V): an empty model."""
+    checkpoint = load_checkpoint(path, program)
     try:
         state, vocabulary = checkpoint["model_state_dict"], checkpoint["vocabulary"]
-        config, _, _ = checkpoint["config"], checkpoint["epoch"], checkpoint["wer"]
-        model = I3DTeacher(len(state["feature_mean"]), len(vocabulary),
-                           config["temporal_stride"], config["hidden_size"], config["dropout"])
+        model = build(checkpoint["config"], len(state["feature_mean"]), len(vocabulary))
         model.load_state_dict(state)
     except (AttributeError, KeyError, RuntimeError, TypeError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not a checkpoint of teacher.py ({reason})") from error
+        raise ValueError(f"{path}: not a checkpoint of {program} ({reason})") from error
     return model.to(device).eval(), checkpoint
+
+
+def load_teacher(path, device="cpu"):
+    """(I3DTeacher in evaluation mode, its checkpoint) of a best_i3d.pth or last.pth."""
+    def build(config, feature_dim, num_classes):
+        return I3DTeacher(feature_dim, num_classes, config["temporal_stride"],
+                          config["hidden_size"], config["dropout"])
+    return load_model(path, build, "teacher.py", device)
 
 
 def write_text(text, path):
     adapt.write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
 
 
-def curves_svg(rows, schedule, epochs):
+def curves_svg(rows, schedule, loss_name):
     """The picture of a run: loss (train, dev) and dev WER over its epochs, a band a stage."""
+    epochs = schedule.epochs
     left, width, height = 60, 640, 180  # of a panel, in pixels
     x = lambda epoch: left + width * epoch / max(1, epochs - 1)
     best = min(rows, key=lambda row: row["wer"])
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 30}" height="510" '
            f'font-family="sans-serif" font-size="12"><path d="M0 0h999v999h-999z" fill="white"/>']
     for top, factor, unit, series in (
-            (40, 1, "CTC, nats a gloss", (("train loss", "loss", "#1f77b4"),
+            (40, 1, f"{loss_name}, nats a gloss", (("train loss", "loss", "#1f77b4"),
                                           ("dev loss", "dev_loss", "#d62728"))),
             (280, 100, f"%, best {100 * best['wer']:.1f} at epoch {best['epoch']}",
              (("dev WER", "wer", "#d62728"),))):
@@ -734,13 +785,11 @@ def make_teacher(config, data, device):
     return model, sorted({name.rpartition(".")[0] for name in report.fresh})
 
 
-def train(model, data, config, fresh, device, loss_function=ctc_loss, name="best_i3d.pth",
-          last=None):
+def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=None):
     """Train with CTC, or another loss_function(model, batch). Returns the best epoch's log row.
 
-    fresh: names of modules that train in every epoch. name: of the best checkpoint. last: the
-    content of the last.pth that model is from, to go on. Writes checkpoints, log and picture into
-    config.output_dir.
+    fresh: names of modules that train in every epoch. last: the content of the last.pth that
+    model is from, to go on. Writes checkpoints, log and picture into config.output_dir.
     """
     folder, schedule = Path(config.output_dir), config.schedule()
     optimizer, rows = make_optimizer(model, config), []
@@ -752,15 +801,17 @@ def train(model, data, config, fresh, device, loss_function=ctc_loss, name="best
         header, rows = last["header"], last["log"]
     steps = -(-len(sentences) // config.batch_size)
     print(f"{config.epochs} epochs of {steps} steps on {device}, into {folder}/")
-    started, first = time.monotonic(), len(rows)
-    for epoch in range(first, config.epochs):
+    started, done = time.monotonic(), len(rows)
+    for epoch in range(done, config.epochs):
         freeze.apply_freeze(model, (*schedule.trainable(epoch), *fresh))
         if epoch in schedule.starts:
             sizes = {p: p.numel() for p in model.parameters()}
             print(f"epoch {epoch:>3}  {schedule.describe(epoch)} "
                   f"({sum(n for p, n in sizes.items() if p.requires_grad):,} of "
-                  f"{sum(sizes.values()):,} parameters train, fresh ones always)")
-        rates = [learning_rate(config, epoch * steps + step, config.epochs * steps)
+                  f"{sum(sizes.values()):,} parameters"
+                  + (" train, fresh ones always)" if schedule.frozen else ")"))
+        first, end = schedule.span(epoch)
+        rates = [learning_rate(config, (epoch - first) * steps + step, (end - first) * steps)
                  for step in range(steps)]
         epoch_batches = training_batches(sentences, data, config, epoch)
         loss, skipped = train_epoch(model, optimizer, epoch_batches, loss_function, rates, device)
@@ -771,19 +822,19 @@ def train(model, data, config, fresh, device, loss_function=ctc_loss, name="best
                      "released": schedule.describe(epoch) if epoch in schedule.starts else None})
         best = min(rows, key=lambda row: row["wer"])
         if epoch == 0:
-            move_aside(folder, (name, "last.pth", "log.jsonl", "curves.svg"))
+            move_aside(folder, (config.checkpoint, "last.pth", "log.jsonl", "curves.svg"))
         content = {"model_state_dict": model.state_dict(), "epoch": epoch, "wer": errors.wer,
                    "config": dataclasses.asdict(config), "vocabulary": data.vocabulary}
         if best is rows[-1]:
-            adapt.write_tensors(content, folder / name)
+            adapt.write_tensors(content, folder / config.checkpoint)
         content |= {"optimizer": optimizer.state_dict(), "random": random_state(device),
-                    "schedule": {"starts": schedule.starts, "fresh": fresh},
+                    "schedule": {"starts": schedule.starts, "fresh": [*fresh]},
                     "header": header, "log": rows}
         adapt.write_tensors(content, folder / "last.pth")
         lines = [json.dumps(row) + "\n" for row in (header, *rows)]
         write_text("".join(lines), folder / "log.jsonl")
-        write_text(curves_svg(rows, schedule, config.epochs), folder / "curves.svg")
-        left = (time.monotonic() - started) / (epoch + 1 - first) * (config.epochs - 1 - epoch)
+        write_text(curves_svg(rows, schedule, config.loss_name), folder / "curves.svg")
+        left = (time.monotonic() - started) / (epoch + 1 - done) * (config.epochs - 1 - epoch)
         print_epoch(rows[-1], best, left)
     return min(rows, key=lambda row: row["wer"])
 
@@ -824,6 +875,9 @@ def set_random_state(state, device):
 
 # ---------------------------------------------------------------- the program
 
+ANYWAY = {"data_dir", "output_dir", "device"}  # flags of files and machines, not of a training
+
+
 def move_aside(folder, names):
     """Keep an earlier run's files: they move to the first free folder/earlier_N."""
     files = [folder / name for name in names if (folder / name).exists()]
@@ -835,46 +889,58 @@ def move_aside(folder, names):
         print(f"An earlier run's files in {folder}/ are now in {target}/")
 
 
-def resumed_config(given, last, path):
-    """The interrupted run's Config; flags that would make it another run are refused."""
+def resumed_config(given, last, path, config_class):
+    """The interrupted run's config; flags that would make it another run are refused."""
     if missing := {"optimizer", "schedule", "random", "header", "log"} - set(last):
-        raise ValueError(f"{path}: has no {', '.join(sorted(missing))}, expected a last.pth of "
-                         f"teacher.py")
-    saved, known = last["config"], {field.name for field in dataclasses.fields(Config)}
+        raise ValueError(f"{path}: has no {', '.join(sorted(missing))}, expected a last.pth")
+    saved, known = last["config"], {field.name for field in dataclasses.fields(config_class)}
     if set(saved) != known:
         raise ValueError(f"{path}: flags {', '.join(sorted(set(saved) ^ known))} are of another "
-                         f"version of teacher.py, expected the one that began the run")
-    for name in given.keys() - {"output_dir", "data_dir", "device"}:
-        if given[name] != saved.get(name):
-            raise ValueError(f"--{name} {given[name]}: {path} was run with {saved.get(name)}, "
+                         f"version or program, expected the one that began the run")
+    config = config_class(**{**saved, **given, "output_dir": str(path.parent)})
+    for name in given.keys() - ANYWAY:
+        if getattr(config, name) != saved[name]:
+            raise ValueError(f"--{name} {given[name]}: {path} was run with {saved[name]}, "
                              f"expected --resume without it")
-    return Config(**{**saved, **given, "output_dir": str(path.parent)})
+    return config
+
+
+def writable_folder(given, config_class):
+    """--output_dir as a Path; ValueError where nothing can be written."""
+    folder = Path(given.get("output_dir", config_class.output_dir))
+    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    if not parent.is_dir() or not os.access(parent, os.W_OK):
+        raise ValueError(f"--output_dir {folder}: cannot write there, expected a directory")
+    return folder
+
+
+def check_same_data(data, config, last):
+    """ValueError where the data of a resumed run is not what the run began with."""
+    sizes = {split: len(sentences) for split, sentences in data.corpus.items()}
+    if (last["vocabulary"], last["header"]["sentences"]) != (data.vocabulary, sizes):
+        raise ValueError(f"{config.data_dir}: another vocabulary or number of sentences than "
+                         f"{config.output_dir}/last.pth, expected the same data")
 
 
 def run_training(given, resume):
     """Train, or go on training, then score the best checkpoint. Returns what --json prints."""
-    folder = Path(given.get("output_dir", Config.output_dir))
-    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"--output_dir {folder}: cannot write there, expected a directory")
+    folder = writable_folder(given, Config)
     model, last = load_teacher(folder / "last.pth") if resume else (None, None)
-    config = resumed_config(given, last, folder / "last.pth") if resume else Config(**given)
+    config = (resumed_config(given, last, folder / "last.pth", Config) if resume
+              else Config(**given))
     if "unfreeze_stages" in given and not config.progressive_unfreeze:
         print("--unfreeze_stages does nothing without --progressive_unfreeze")
     device = pick_device(config.device)
     data = read_data(config.data_dir)
     describe_data(data, config.data_dir)
     if resume:
-        sizes = {split: len(sentences) for split, sentences in data.corpus.items()}
-        if (last["vocabulary"], last["header"]["sentences"]) != (data.vocabulary, sizes):
-            raise ValueError(f"{config.data_dir}: another vocabulary or number of sentences than "
-                             f"{folder / 'last.pth'}, expected the same data")
+        check_same_data(data, config, last)
         model, fresh = model.to(device), last["schedule"]["fresh"]
         print(f"Going on after epoch {last['epoch']} of {folder / 'last.pth'}")
     else:
         model, fresh = make_teacher(config, data, device)
-    best = train(model, data, config, fresh, device, last=last)
-    path = folder / "best_i3d.pth"
+    best = train(model, data, config, device, fresh, last=last)
+    path = folder / config.checkpoint
     print(f"Best dev WER {100 * best['wer']:.2f}% at epoch {best['epoch']}: {path}")
     result = {"checkpoint": str(path), "epoch": best["epoch"], "dev_wer": best["wer"]}
     if "test" in data.corpus:
@@ -885,10 +951,10 @@ def run_training(given, resume):
     return result
 
 
-def run_evaluation(path, split, given):
+def run_evaluation(path, split, given, load):
     """Score a checkpoint on a split of its own data, or of --data_dir."""
-    device = pick_device(given.get("device", Config.device))
-    model, checkpoint = load_teacher(path, device)
+    device = pick_device(given.get("device", TrainingConfig.device))
+    model, checkpoint = load(path, device)
     data_dir = given.get("data_dir", checkpoint["config"].get("data_dir", ""))
     corpus = read_corpus(data_dir) if data_dir else synthetic_corpus()
     if split not in corpus:
@@ -910,10 +976,10 @@ def run_evaluation(path, split, given):
             "hypotheses": {s.id: hyp for s, hyp in zip(sentences, hypotheses)}}
 
 
-def run_prediction(path, files, given):
+def run_prediction(path, files, given, load):
     """Print the glosses of feature files."""
-    device = pick_device(given.get("device", Config.device))
-    model, checkpoint = load_teacher(path, device)
+    device = pick_device(given.get("device", TrainingConfig.device))
+    model, checkpoint = load(path, device)
     predictions = {}
     for file in files:
         features = torch.from_numpy(read_features(file, model.feature_dim))[None].to(device)
@@ -946,56 +1012,77 @@ def pick_device(name):
         raise ValueError(f"--device {name}: {reason}, expected cpu or cuda") from error
 
 
-def main(argv=None):
-    """The program; argv as in sys.argv[1:]."""
-    parser = argparse.ArgumentParser("teacher.py", description=__doc__.split("\n")[0])
-    parser.error = lambda message: parser.exit(2, f"teacher.py: {message} (see --help)\n")
-    add_config_flags(parser)
-    what = parser.add_mutually_exclusive_group()
-    what.add_argument("--resume", action="store_true",
-                      help="go on from --output_dir's last.pth, with its flags")
-    what.add_argument("--evaluate", metavar="CHECKPOINT", help="score a checkpoint, do not train")
-    what.add_argument("--write_corpus", metavar="DIR",
-                      help="write the built-in corpus in the layout of --data_dir")
+def make_parser(program, description, config_class):
+    """(parser of the flags that teacher.py and distill.py share, its either-or group)."""
+    parser = argparse.ArgumentParser(program, description=description)
+    parser.error = lambda message: parser.exit(2, f"{program}: {message} (see --help)\n")
+    add_config_flags(parser, config_class)
+    either = parser.add_mutually_exclusive_group()
+    either.add_argument("--resume", action="store_true",
+                        help="go on from --output_dir's last.pth, with its flags")
+    either.add_argument("--evaluate", metavar="CHECKPOINT", help="score a checkpoint, do not train")
     parser.add_argument("--split", choices=SPLITS, help="what --evaluate scores (default: dev)")
     parser.add_argument("--predict", metavar="FILE", nargs="+",
                         help="print the glosses of feature files, with the checkpoint of "
-                             "--evaluate, else --output_dir's best_i3d.pth")
+                             f"--evaluate, else --output_dir's {config_class.checkpoint}")
     parser.add_argument("--json", action="store_true",
                         help="the last line on stdout is one JSON object, all else is on stderr")
-    given = vars(parser.parse_args(argv))
-    resume, checkpoint, split, files, target, as_json = (given.pop(name) for name in (
-        "resume", "evaluate", "split", "predict", "write_corpus", "json"))
+    return parser, either
+
+
+def run(given, config_class, load, training):
+    """Evaluate, predict or train, as the flags say. Returns what --json prints."""
+    resume, checkpoint, split, files = (given.pop(name) for name in (
+        "resume", "evaluate", "split", "predict"))
+    if (files and resume) or (split and (files or not checkpoint)):
+        raise ValueError(f"--{'predict' if files else 'split'}: expected with --evaluate "
+                         f"CHECKPOINT and without --resume, and not both")
+    if not files and not checkpoint:
+        return training(given, resume)
+    if unused := given.keys() - ANYWAY:
+        raise ValueError(f"--{min(unused)}: a flag of training, expected without --evaluate and "
+                         f"--predict")
+    if files:
+        folder = Path(given.get("output_dir", config_class.output_dir))
+        return run_prediction(checkpoint or folder / config_class.checkpoint, files, given, load)
+    return run_evaluation(checkpoint, split or "dev", given, load)
+
+
+def run_program(parser, argv, function):
+    """function(flags as a dict) -> what --json prints; errors become one line and a status."""
+    given, program = vars(parser.parse_args(argv)), parser.prog
+    as_json = given.pop("json")
     try:
         with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
-            unused = given.keys() - {"data_dir", "output_dir", "device"}
-            if unused and (target or files or checkpoint):
-                raise ValueError(f"--{min(unused)}: a flag of training, expected without "
-                                 f"--evaluate, --predict and --write_corpus")
-            if (files and (resume or target)) or (split and (files or not checkpoint)):
-                raise ValueError(f"--{'predict' if files else 'split'}: expected with --evaluate "
-                                 f"CHECKPOINT and without --resume, --write_corpus, and not both")
-            if target:
-                result = run_write_corpus(target)
-            elif files:
-                default = Path(given.get("output_dir", Config.output_dir)) / "best_i3d.pth"
-                result = run_prediction(checkpoint or default, files, given)
-            elif checkpoint:
-                result = run_evaluation(checkpoint, split or "dev", given)
-            else:
-                result = run_training(given, resume)
+            result = function(given)
     except ValueError as error:
-        parser.exit(2, f"teacher.py: {error}\n")
+        parser.exit(2, f"{program}: {error}\n")
     except (OSError, TrainingError, adapt.FetchError) as error:
-        parser.exit(1, f"teacher.py: {error}\n")
+        parser.exit(1, f"{program}: {error}\n")
     except (MemoryError, torch.OutOfMemoryError) as error:
         reason = str(error).split("\n")[0]
-        parser.exit(1, f"teacher.py: out of memory ({reason}), try a smaller --batch_size\n")
+        parser.exit(1, f"{program}: out of memory ({reason}), try a smaller --batch_size\n")
     except KeyboardInterrupt:
-        parser.exit(130, "\nteacher.py: interrupted; --resume goes on after the last full epoch, "
-                         "if there was one\n")
+        parser.exit(130, f"\n{program}: interrupted; --resume goes on after the last full epoch, "
+                         f"if there was one\n")
     if as_json:
         print(json.dumps(result))
+
+
+def main(argv=None):
+    """The program; argv as in sys.argv[1:]."""
+    parser, either = make_parser("teacher.py", __doc__.split("\n")[0], Config)
+    either.add_argument("--write_corpus", metavar="DIR",
+                        help="write the built-in corpus in the layout of --data_dir")
+
+    def function(given):
+        target = given.pop("write_corpus")
+        if not target:
+            return run(given, Config, load_teacher, run_training)
+        if unused := [name for name, value in given.items() if value and name not in ANYWAY]:
+            raise ValueError(f"--{min(unused)}: expected --write_corpus without it")
+        return run_write_corpus(target)
+    run_program(parser, argv, function)
 
 
 if __name__ == "__main__":

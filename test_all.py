@@ -462,6 +462,8 @@ class Freezing(FolderTestCase):
     def test_fifty_epochs_in_four_stages_start_at_0_13_26_38_and_release_block_by_block(self):
         schedule = self.schedule()
         self.assertEqual(schedule.starts, (0, 13, 26, 38))
+        self.assertEqual([schedule.span(epoch) for epoch in (0, 12, 13, 37, 38, 49)],
+                         [(0, 13), (0, 13), (13, 26), (26, 38), (38, 50), (38, 50)])
         expected = ("lstm", "classifier")
         for start, released in zip((0, 13, 26, 38), ((), self.MIXED_5, self.MIXED_4, self.REST)):
             expected = (*reversed(released), *expected)
@@ -982,7 +984,8 @@ class TeacherTraining(FolderTestCase):
                  for group in last["optimizer"]["param_groups"]}
         self.assertEqual((steps["lstm"], steps["mixed_5c"], steps["mixed_3b"]), (8, 4, 4))
         for row in rows:
-            progress = (2 * row["epoch"] + 1 - 1) / (8 - 1)  # of 8 steps the first warms up
+            # each stage has 4 steps: the first warms up, then half a cosine
+            progress = (2 * (row["epoch"] % 2) + 1 - 1) / (4 - 1)
             self.assertAlmostEqual(row["learning_rate"], 5e-4 * (1 + math.cos(math.pi * progress)))
         self.assertEqual(last["optimizer"]["param_groups"][0]["lr"], rows[-1]["learning_rate"])
 

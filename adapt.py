@@ -223,13 +223,14 @@ def write_file(path, write):
     OSError where it cannot be written; the temporary file is then removed.
     """
     path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        temporary.unlink(missing_ok=True)
+        if temporary.is_file():
+            temporary.unlink()
         reason = str(error).split("\n")[0]
         raise OSError(f"{path}: could not be written ({reason}), expected a writable place with "
                       f"room") from error

@@ -30,6 +30,7 @@ from torch import nn
 from torch.nn import functional as F
 
 import adapt
+import distill
 import freeze
 import teacher
 import wer
@@ -1244,6 +1245,283 @@ class TeacherTraining(FolderTestCase):
                                      capture_output=True, text=True, cwd=self.folder)
             self.assertEqual((process.returncode, process.stderr.count("\n")), (2, 1))
             self.assertTrue(process.stderr.startswith("teacher.py: "), process.stderr)
+
+
+class Distillation(FolderTestCase):
+    """distill.py: loss, student, training from a teacher, report, export"""
+
+    def teacher_file(self, stride=4, name="teacher.pth", data=None, dim=16, glosses=None):
+        """A checkpoint as teacher.py writes it, of a small untrained teacher with sure opinions."""
+        torch.manual_seed(1)
+        data = data or self.folder / "corpus"
+        vocabulary = [teacher.BLANK, *(glosses or teacher.GLOSSES)]
+        model = teacher.I3DTeacher(dim, len(vocabulary), stride, hidden_size=32)
+        with torch.no_grad():
+            model.classifier.weight *= 20
+            for parameter in model.lstm.parameters():
+                nn.init.normal_(parameter, std=0.3)
+        config = teacher.Config(temporal_stride=stride, hidden_size=32, data_dir=str(data))
+        adapt.write_tensors({"model_state_dict": model.state_dict(), "epoch": 0, "wer": 0.9,
+                             "vocabulary": vocabulary, "config": dataclasses.asdict(config)},
+                            self.folder / name)
+        return self.folder / name
+
+    def distill(self, *flags, name="student", epochs=2, status=0):
+        """Run the program; its output directory."""
+        found, self.out, err = self.program(
+            distill.main, "--output_dir", self.folder / name, "--epochs", epochs, "--batch_size", 4,
+            "--device", "cpu", *flags)
+        self.assertEqual(found, status, err)
+        return self.folder / name
+
+    def test_the_distillation_loss_is_a_loop_over_valid_frames_and_classes(self):
+        student = torch.randn(3, 6, 5, dtype=torch.float64, requires_grad=True)
+        soft, lengths = torch.randn(3, 6, 5, dtype=torch.float64) * 3, torch.tensor([6, 2, 4])
+        for temperature in (1.0, 4.0, 0.5):
+            total, gradient = 0.0, np.zeros((3, 6, 5))
+            for b, n in enumerate(lengths.tolist()):
+                for t in range(n):
+                    p, q = (np.exp([v / temperature for v in logits[b, t].tolist()])
+                            for logits in (soft, student))
+                    p, q = p / p.sum(), q / q.sum()
+                    total += sum(pk * math.log(pk / qk) for pk, qk in zip(p, q))
+                    gradient[b, t] = temperature * (q - p) / 12  # of T^2 KL, Hinton's equation 2
+            loss = distill.kd_loss(student, soft, lengths, temperature)
+            self.assertAlmostEqual(loss.item(), temperature ** 2 * total / 12, places=5)
+            (found,) = torch.autograd.grad(loss, student)
+            np.testing.assert_allclose(found, gradient, atol=1e-6)
+
+    def test_at_high_temperature_the_loss_is_that_of_matching_centred_logits(self):
+        student, soft = torch.randn(2, 1, 3, 7).sub_(0)
+        student, soft = (x - x.mean(dim=2, keepdim=True) for x in (student, soft))
+        loss = distill.kd_loss(student, soft, torch.tensor([3]), 50.0)
+        expected = ((student - soft) ** 2).sum(dim=2).mean() / (2 * 7)  # Hinton et al., section 2.1
+        self.assertAlmostEqual(loss.item() / expected.item(), 1, places=1)
+
+    def test_neither_padding_nor_the_batch_changes_what_a_frame_counts(self):
+        student, soft = torch.randn(2, 3, 6, 5)
+        lengths = torch.tensor([6, 2, 4])
+        loss = distill.kd_loss(student, soft, lengths, 4.0)
+        noisy = [x.clone() for x in (student, soft)]
+        for x in noisy:
+            x[1, 2:], x[2, 4:] = math.nan, 1e9
+        self.assertEqual(distill.kd_loss(*noisy, lengths, 4.0), loss)
+        wide = [F.pad(x, (0, 0, 0, 9), value=7.0) for x in (student, soft)]
+        self.assertEqual(distill.kd_loss(*wide, lengths, 4.0), loss)
+        alone = [distill.kd_loss(student[b:b + 1], soft[b:b + 1], lengths[b:b + 1], 4.0)
+                 for b in range(3)]
+        torch.testing.assert_close(sum(n * x for n, x in zip(lengths, alone)) / 12, loss)
+        self.assertEqual(distill.kd_loss(soft, soft, lengths, 4.0), 0)
+
+    def test_logits_that_do_not_line_up_are_refused(self):
+        with self.assertRaisesRegex(ValueError, r"\[1, 5, 4\] and teacher \[1, 6, 4\]"):
+            distill.kd_loss(torch.zeros(1, 5, 4), torch.zeros(1, 6, 4), torch.tensor([5]), 4.0)
+
+    def test_the_total_weighs_distillation_with_alpha_and_ctc_with_the_rest(self):
+        data = teacher.read_data(str(self.corpus()))
+        (batch,) = teacher.batches(data.corpus["train"], data.vocabulary, 8, 16)
+        torch.manual_seed(0)
+        big = teacher.I3DTeacher(16, len(data.vocabulary), hidden_size=8).eval()
+        student = distill.Student(16, len(data.vocabulary), 4, 16).eval()
+        loss = {alpha: distill.distillation_loss(big, 2.0, alpha)(student, batch)
+                for alpha in (0, 0.25, 1)}
+        with torch.no_grad():
+            logits, lengths = student(batch.features, batch.lengths)
+            soft, _ = big(batch.features, batch.lengths)
+        torch.testing.assert_close(loss[1], distill.kd_loss(logits, soft, lengths, 2.0))
+        torch.testing.assert_close(loss[0], teacher.ctc_loss(student, batch))
+        torch.testing.assert_close(loss[0.25], 0.25 * loss[1] + 0.75 * loss[0])
+
+    def test_the_teacher_stays_as_it_was_bit_for_bit(self):
+        data = teacher.read_data(str(self.corpus()))
+        big, _ = distill.read_teacher(self.teacher_file(), torch.device("cpu"))
+        before = {name: value.clone() for name, value in big.state_dict().items()}
+        config = distill.StudentConfig(epochs=2, batch_size=4, output_dir=str(self.folder / "run"))
+        data = data._replace(vocabulary=[teacher.BLANK, *teacher.GLOSSES])
+        with contextlib.redirect_stdout(io.StringIO()):
+            distill.train_student(config, data, big, torch.device("cpu"), resume=False)
+        self.assertFalse(any(module.training for module in big.modules()))
+        self.assertTrue(all(p.grad is None for p in big.parameters()))
+        self.assertTrue(all(torch.equal(v, before[k]) for k, v in big.state_dict().items()))
+        saved = torch.load(self.folder / "run/last.pth", weights_only=True)
+        self.assertEqual({group["name"] for group in saved["optimizer"]["param_groups"]},
+                         set(distill.LAYERS))
+
+    def test_a_student_that_sees_the_teacher_alone_learns_its_answers(self):
+        data = teacher.read_data(str(self.corpus()))
+        big, checkpoint = distill.read_teacher(self.teacher_file(), torch.device("cpu"))
+        (batch,) = teacher.batches(data.corpus["train"], checkpoint["vocabulary"], 8, 16)
+        soft, lengths = big(batch.features, batch.lengths)
+        said = teacher.greedy_decode(soft, lengths, checkpoint["vocabulary"])
+        self.assertGreater(len(set(said)), 2)
+        torch.manual_seed(0)
+        student = distill.Student(16, soft.shape[2], 4, 64, dropout=0.0)
+        config = distill.StudentConfig(learning_rate=3e-3)
+        optimizer = teacher.make_optimizer(student, config)
+        teacher.train_epoch(student, optimizer, [batch] * 120,
+                            distill.distillation_loss(big, 4.0, 1.0), [3e-3] * 120,
+                            torch.device("cpu"))
+        logits, _ = student.eval()(batch.features, batch.lengths)
+        heard = teacher.greedy_decode(logits, lengths, checkpoint["vocabulary"])
+        self.assertLess(wer.score(said, heard).wer, 0.1)
+
+    def test_the_student_has_a_tenth_of_the_teachers_parameters_and_its_frames(self):
+        for feature_dim, classes in ((8, 105), (16, 21), (170, 51), (1024, 1232)):
+            sizes = [sum(p.numel() for p in model.parameters()) for model in (
+                distill.Student(feature_dim, classes, 4), teacher.I3DTeacher(feature_dim, classes))]
+            self.assertLessEqual(sizes[0], sizes[1] / 10)
+        for stride in (2, 4, 8):
+            models = (distill.Student(3, 4, stride, 8), teacher.I3DTeacher(3, 4, stride, 8))
+            lengths = torch.arange(1, 30)
+            shapes = [(logits.shape, frames.tolist()) for logits, frames in
+                      (model(torch.randn(29, 29, 3), lengths) for model in models)]
+            self.assertEqual(*shapes)
+
+    def test_the_student_gives_a_sentence_the_same_logits_alone_and_in_any_batch(self):
+        torch.manual_seed(0)
+        for stride in (2, 8):
+            student = distill.Student(3, 4, stride, 16).eval()
+            features, lengths = torch.randn(4, 40, 3), torch.tensor([40, 23, 1, 16])
+            together, frames = student(features, lengths)
+            for k, n in enumerate(lengths):
+                alone, _ = student(features[k:k + 1, :n], lengths[k:k + 1])
+                torch.testing.assert_close(alone[0], together[k, :frames[k]], rtol=0, atol=1e-5)
+
+    def test_the_exported_file_agrees_with_the_student_at_every_length(self):
+        torch.manual_seed(0)
+        for stride in (2, 4, 8):
+            student = distill.Student(5, 7, stride, 16).eval()
+            distill.export_student(student, self.folder / "student.pt2")
+            program = torch.export.load(self.folder / "student.pt2").module()
+            for lengths in ([1], [2], [7], [64], [301], [30, 12, 1], [3, 3]):
+                features, lengths = torch.randn(len(lengths), max(lengths), 5), torch.tensor(lengths)
+                (logits, frames), (expected, as_well) = (run(features, lengths)
+                                                         for run in (program, student))
+                self.assertEqual(frames.tolist(), as_well.tolist())
+                torch.testing.assert_close(logits, expected, rtol=0, atol=1e-5)
+
+    def test_a_run_trains_with_and_without_the_teacher_and_reports_side_by_side(self):
+        source = self.teacher_file(data=self.corpus())
+        folder = self.distill("--teacher_checkpoint", source, "--json")
+        result = json.loads(self.out.splitlines()[-1])
+        names = ["best_student.pth", "curves.svg", "last.pth", "log.jsonl"]
+        self.assertEqual(sorted(path.name for path in folder.iterdir()), ["alone", *names])
+        self.assertEqual(sorted(path.name for path in (folder / "alone").iterdir()), names)
+        self.assertEqual([*result], ["teacher", "student", "student without teacher"])
+        for row, path in zip(result.values(), (source, folder / names[0],
+                                               folder / "alone" / names[0])):
+            checkpoint = torch.load(path, weights_only=True)
+            self.assertEqual(row["bytes"], path.stat().st_size)
+            weights = {k: v for k, v in checkpoint["model_state_dict"].items()
+                       if not k.endswith(("_mean", "_std", "running_var", "_tracked"))}
+            self.assertEqual(row["parameters"], sum(v.numel() for v in weights.values()))
+            self.assertGreater(row["milliseconds"], 0)
+            main = teacher.main if path == source else distill.main
+            _, out, _ = self.program(main, "--evaluate", path, "--split", "test", "--json")
+            self.assertEqual(row["test_wer"], json.loads(out)["wer"])
+        alphas = [json.loads((path / "log.jsonl").read_text().splitlines()[0])["arguments"]["alpha"]
+                  for path in (folder, folder / "alone")]
+        self.assertEqual(alphas, [distill.StudentConfig.alpha, 0.0])
+
+    def test_the_student_without_teacher_is_the_run_with_alpha_0(self):
+        source = self.teacher_file(data=self.corpus())
+        both = self.distill("--teacher_checkpoint", source) / "alone"
+        one = self.distill("--teacher_checkpoint", source, "--alpha", 0, name="one")
+        self.assertFalse((one / "alone").exists())
+        self.assertEqual(*((path / "log.jsonl").read_text().splitlines()[1:]
+                           for path in (both, one)))
+
+    def test_data_vocabulary_and_stride_are_the_teachers(self):
+        source = self.teacher_file(stride=8, data=self.corpus())
+        folder = self.distill("--teacher_checkpoint", source, "--no_baseline")
+        saved = torch.load(folder / "best_student.pth", weights_only=True)
+        self.assertEqual(saved["vocabulary"], [teacher.BLANK, *teacher.GLOSSES])
+        self.assertEqual(saved["config"]["temporal_stride"], 8)
+        self.assertEqual(saved["config"]["data_dir"], str(self.folder / "corpus"))
+
+    def test_a_killed_run_resumes_to_the_very_same_end_with_or_without_teacher(self):
+        source = self.teacher_file(data=self.corpus())
+        flags = ["--teacher_checkpoint", source]
+        whole = self.distill(*flags, name="whole", epochs=3)
+        for stop in (1, 2):  # which of the two trainings is killed after its second epoch
+            killed = self.folder / f"killed{stop}"
+            process = subprocess.Popen(
+                [sys.executable, HERE / "distill.py", "--output_dir", killed, "--epochs", "3",
+                 "--batch_size", "4", "--device", "cpu", *map(str, flags)],
+                stdout=subprocess.PIPE, text=True)
+            seen = 0
+            for line in process.stdout:
+                seen += line.startswith("epoch   1  loss")
+                if seen == stop:
+                    break
+            process.send_signal(signal.SIGKILL)
+            process.wait()
+            process.stdout.close()
+            status, out, err = self.program(distill.main, "--resume", "--output_dir", killed)
+            self.assertEqual(status, 0, err)
+            self.assertIn("Going on after epoch", out)
+            for part in (".", "alone"):
+                self.assertEqual(*((path / part / "log.jsonl").read_text().splitlines()[1:]
+                                   for path in (whole, killed)))
+                states = [torch.load(path / part / "last.pth")["model_state_dict"]
+                          for path in (whole, killed)]
+                self.assertTrue(all(torch.equal(v, states[1][k]) for k, v in states[0].items()))
+
+    def test_a_student_is_evaluated_predicts_and_is_exported_by_the_program(self):
+        folder = self.distill("--teacher_checkpoint", self.teacher_file(data=self.corpus()),
+                              "--no_baseline", "--export", self.folder / "a.pt2")
+        best, file = folder / "best_student.pth", self.folder / "corpus/features/test/test-0001.npy"
+        _, out, _ = self.program(distill.main, "--evaluate", best, "--split", "test", "--json")
+        hypothesis = json.loads(out)["hypotheses"]["test-0001"]
+        _, out, _ = self.program(distill.main, "--predict", file, "--output_dir", folder)
+        self.assertEqual(out.strip(), f"{file}: {' '.join(hypothesis)}".strip())
+        self.program(distill.main, "--evaluate", best, "--export", self.folder / "b.pt2")
+        features, lengths = torch.randn(1, 33, 16), torch.tensor([33])
+        logits = [torch.export.load(self.folder / name).module()(features, lengths)[0]
+                  for name in ("a.pt2", "b.pt2")]
+        self.assertTrue(torch.equal(*logits))
+        model, _ = distill.load_student(best)
+        torch.testing.assert_close(logits[0], model(features, lengths)[0], rtol=0, atol=1e-5)
+
+    def test_what_a_user_can_get_wrong_ends_with_one_line_and_status_2(self):
+        data = self.corpus()
+        source = self.teacher_file(data=data)
+        other, narrow = self.corpus("other"), self.corpus("narrow")
+        for path in other.glob("*.corpus.csv"):
+            path.write_text(path.read_text().replace("SONNE", "HAUS"))
+        for path in narrow.glob("features/*/*.npy"):
+            np.save(path, np.load(path)[:, :9])
+        student = self.distill("--teacher_checkpoint", source, "--no_baseline") / "best_student.pth"
+        text = self.write("text.pth", "hello")
+        moved = self.teacher_file(name="moved.pth", data=self.folder / "gone")
+        for flags, words in (
+                (["--teacher_checkpoint", self.folder / "no.pth"], ["no.pth", "no such file"]),
+                (["--teacher_checkpoint", text], ["text.pth", "not a readable checkpoint"]),
+                (["--teacher_checkpoint", student], ["a student's checkpoint, expected a teacher"]),
+                (["--teacher_checkpoint", moved], ["gone/train.corpus.csv"]),
+                (["--data_dir", other], ["HAUS", "vocabulary", other]),
+                (["--data_dir", narrow], ["9 features a frame, expected 16"]),
+                (["--temporal_stride", 8], ["--temporal_stride 8", "trained with 4", "line up"]),
+                (["--temperature", 0], ["--temperature 0.0", "above 0"]),
+                (["--temperature", "nan"], ["--temperature nan"]),
+                (["--alpha", 1.5], ["--alpha 1.5", "0 to 1"]),
+                (["--alpha", -0.1], ["--alpha -0.1"]),
+                (["--channels", 0], ["--channels 0"]),
+                (["--pretrained_weights", "x"], ["unrecognized arguments", "--pretrained"]),
+                (["--evaluate", student, "--alpha", 0.5], ["--alpha: a flag of training"]),
+                (["--evaluate", student, "--export", self.folder / "x.pt2"], ["--output_dir", "without"]),
+                (["--resume"], ["last.pth", "no such file"]),
+                (["--output_dir", text], ["text.pth", "expected a directory"])):
+            with self.subTest(flags=flags):
+                self.assert_refused(distill.main, ["--teacher_checkpoint", source, "--output_dir",
+                                                   self.folder / "new", *flags], *words)
+        self.assertFalse((self.folder / "new").exists())
+        self.assert_refused(distill.main, ["--resume", "--output_dir", student.parent, "--alpha",
+                                           0.1], "--alpha 0.1", "run with 0.7")
+        self.assert_refused(distill.main, ["--evaluate", student, "--export", text / "x.pt2"],
+                            "x.pt2", "could not be written", status=1)
+        self.assert_refused(distill.main, ["--evaluate", source, "--export", self.folder / "x.pt2"],
+                            "teacher.pth", "not a checkpoint of distill.py")
 
 
 if __name__ == "__main__":

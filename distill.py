@@ -18,7 +18,6 @@ C channels, V classes with the CTC blank as class 0.
 import dataclasses
 import functools
 import io
-import math
 import statistics
 import time
 from dataclasses import dataclass
@@ -48,32 +47,41 @@ class StudentConfig(teacher.TrainingConfig):
     layers, checkpoint, loss_name = LAYERS, "best_student.pth", "train: KD and CTC, dev: CTC"
 
     output_dir: str = option("checkpoints/student", "where checkpoints, log and picture go")
+    learning_rate: float = option(2e-3, "AdamW's maximum, after warm-up and before cosine decay",
+                                  teacher.ABOVE_0)
     teacher_checkpoint: str = option(
         "checkpoints/teacher/best_i3d.pth", "best_i3d.pth of teacher.py", metavar="FILE")
     temperature: float = option(4.0, "of teacher and student in the distillation loss",
-                                (lambda value: 0 < value < math.inf, "a number above 0"))
+                                teacher.ABOVE_0)
     alpha: float = option(0.7, "weight of the distillation loss, 1 - alpha of CTC",
                           (lambda value: 0 <= value <= 1, "0 to 1"))
+    blank_threshold: float = option(
+        0.5, "frames that the teacher gives a higher probability of blank teach nothing",
+        (lambda value: 0 < value <= 1, "above 0 and at most 1"))
     channels: int = option(128, "of the student", teacher.at_least(1, 10 ** 4))
 
 
 # ---------------------------------------------------------------- losses
 
-def kd_loss(student_logits, teacher_logits, lengths, temperature):
+def kd_loss(student_logits, teacher_logits, lengths, temperature, blank_threshold=1.0):
     """T^2 * KL(teacher || student) at temperature T, in nats a frame (Hinton et al. 2015).
 
     student_logits, teacher_logits: [B, T', V]. lengths: [B] valid frames. Summed over classes,
     mean over the valid frames of the batch, so neither padding nor how sentences are batched
     together changes what a frame counts. T^2 keeps the gradient's size from depending on T.
+    blank_threshold: frames to which the teacher gives the blank a higher probability (at T = 1)
+    are left out, of sum and mean; 1 leaves out none (Hilmes et al. 2025, arXiv 2506.01503).
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"logits of student {list(student_logits.shape)} and teacher "
                          f"{list(teacher_logits.shape)}, expected the same frames and classes")
     valid = frame_mask(lengths.to(student_logits.device), student_logits.shape[1])
-    student_log_probs = (student_logits[valid].float() / temperature).log_softmax(dim=1)  # [N, V]
-    teacher_log_probs = (teacher_logits[valid].float() / temperature).log_softmax(dim=1)
-    divergence = F.kl_div(student_log_probs, teacher_log_probs, reduction="sum", log_target=True)
-    return temperature ** 2 * divergence / len(student_log_probs)
+    student_logits, teacher_logits = student_logits[valid].float(), teacher_logits[valid].float()
+    divergence = F.kl_div((student_logits / temperature).log_softmax(dim=1),
+                          (teacher_logits / temperature).log_softmax(dim=1), reduction="none",
+                          log_target=True).sum(dim=1)                       # [N] valid frames
+    kept = teacher_logits.softmax(dim=1)[:, 0] <= blank_threshold
+    return temperature ** 2 * (divergence * kept).sum() / kept.sum().clamp(min=1)
 
 
 def frame_mask(lengths, frames):
@@ -81,7 +89,7 @@ def frame_mask(lengths, frames):
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
 
 
-def distillation_loss(teacher_model, temperature, alpha):
+def distillation_loss(teacher_model, config):
     """loss(student, batch) = alpha * kd_loss + (1 - alpha) * CTC in nats a gloss, for train().
 
     The teacher is a closed-over function, neither part of the student nor known to an optimizer:
@@ -90,11 +98,12 @@ def distillation_loss(teacher_model, temperature, alpha):
     def loss(student, batch):
         logits, lengths = student(batch.features, batch.lengths)
         ctc = teacher.ctc_losses(logits, lengths.cpu(), batch).mean()
-        if alpha == 0:
+        if config.alpha == 0:
             return ctc
         with torch.no_grad():
             teacher_logits, _ = teacher_model(batch.features, batch.lengths)
-        return alpha * kd_loss(logits, teacher_logits, lengths, temperature) + (1 - alpha) * ctc
+        kd = kd_loss(logits, teacher_logits, lengths, config.temperature, config.blank_threshold)
+        return config.alpha * kd + (1 - config.alpha) * ctc
     return loss
 
 
@@ -250,8 +259,8 @@ def train_student(config, data, teacher_model, device, resume):
         student, last = load_student(path)
         teacher.check_same_data(data, config, last)
         print(f"Going on after epoch {last['epoch']} of {path}")
-    loss = distillation_loss(teacher_model, config.temperature, config.alpha)
-    return teacher.train(student.to(device), data, config, device, loss_function=loss, last=last)
+    return teacher.train(student.to(device), data, config, device, last=last,
+                         loss_function=distillation_loss(teacher_model, config))
 
 
 def run_distillation(given, resume, export=None, no_baseline=False):

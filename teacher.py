@@ -92,6 +92,9 @@ def at_least(lowest, highest=10 ** 6):
     return lambda value: lowest <= value <= highest, f"{lowest} to {highest}"
 
 
+ABOVE_0 = (lambda value: 0 < value < math.inf, "a number above 0")
+
+
 @dataclass
 class TrainingConfig:
     """What any run needs: saved in its checkpoints, and the only place of defaults.
@@ -105,7 +108,7 @@ class TrainingConfig:
     epochs: int = option(50, "passes over the training sentences", at_least(1))
     batch_size: int = option(8, "sentences a step", at_least(1))
     learning_rate: float = option(1e-3, "AdamW's maximum, after warm-up and before cosine decay",
-                                  (lambda value: 0 < value < math.inf, "a number above 0"))
+                                  ABOVE_0)
     weight_decay: float = option(0.01, "AdamW's",
                                  (lambda value: 0 <= value < math.inf, "at least 0"))
     temporal_stride: int = option(4, "frames of the input a frame of the output",

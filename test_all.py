@@ -1313,6 +1313,18 @@ class Distillation(FolderTestCase):
         torch.testing.assert_close(sum(n * x for n, x in zip(lengths, alone)) / 12, loss)
         self.assertEqual(distill.kd_loss(soft, soft, lengths, 4.0), 0)
 
+    def test_frames_that_the_teacher_holds_for_blank_are_left_out_of_sum_and_mean(self):
+        student, soft = torch.randn(2, 2, 4, 3)
+        soft[:, :, 0] = torch.tensor([[9.0, -9.0, 0.0, -9.0], [9.0, 9.0, 9.0, -9.0]])
+        lengths = torch.tensor([4, 3])  # the one frame of the second sentence for a sign is padding
+        found = distill.kd_loss(student, soft, lengths, 4.0, blank_threshold=0.9)
+        expected = distill.kd_loss(student[:1, 1:], soft[:1, 1:], torch.tensor([3]), 4.0)
+        torch.testing.assert_close(found, expected)
+        student.requires_grad_()
+        nothing = distill.kd_loss(student[1:], soft[1:], lengths[1:], 4.0, blank_threshold=0.9)
+        nothing.backward()
+        self.assertEqual((nothing.item(), student.grad.abs().max().item()), (0, 0))
+
     def test_logits_that_do_not_line_up_are_refused(self):
         with self.assertRaisesRegex(ValueError, r"\[1, 5, 4\] and teacher \[1, 6, 4\]"):
             distill.kd_loss(torch.zeros(1, 5, 4), torch.zeros(1, 6, 4), torch.tensor([5]), 4.0)
@@ -1323,8 +1335,9 @@ class Distillation(FolderTestCase):
         torch.manual_seed(0)
         big = teacher.I3DTeacher(16, len(data.vocabulary), hidden_size=8).eval()
         student = distill.Student(16, len(data.vocabulary), 4, 16).eval()
-        loss = {alpha: distill.distillation_loss(big, 2.0, alpha)(student, batch)
-                for alpha in (0, 0.25, 1)}
+        loss = {alpha: distill.distillation_loss(big, distill.StudentConfig(
+            temperature=2.0, alpha=alpha, blank_threshold=1.0))(student, batch)
+            for alpha in (0.0, 0.25, 1.0)}
         with torch.no_grad():
             logits, lengths = student(batch.features, batch.lengths)
             soft, _ = big(batch.features, batch.lengths)
@@ -1356,10 +1369,10 @@ class Distillation(FolderTestCase):
         self.assertGreater(len(set(said)), 2)
         torch.manual_seed(0)
         student = distill.Student(16, soft.shape[2], 4, 64, dropout=0.0)
-        config = distill.StudentConfig(learning_rate=3e-3)
+        config = distill.StudentConfig(learning_rate=3e-3, alpha=1.0, blank_threshold=1.0)
         optimizer = teacher.make_optimizer(student, config)
         teacher.train_epoch(student, optimizer, [batch] * 120,
-                            distill.distillation_loss(big, 4.0, 1.0), [3e-3] * 120,
+                            distill.distillation_loss(big, config), [3e-3] * 120,
                             torch.device("cpu"))
         logits, _ = student.eval()(batch.features, batch.lengths)
         heard = teacher.greedy_decode(logits, lengths, checkpoint["vocabulary"])
@@ -1506,6 +1519,7 @@ class Distillation(FolderTestCase):
                 (["--temperature", "nan"], ["--temperature nan"]),
                 (["--alpha", 1.5], ["--alpha 1.5", "0 to 1"]),
                 (["--alpha", -0.1], ["--alpha -0.1"]),
+                (["--blank_threshold", 0], ["--blank_threshold 0.0", "at most 1"]),
                 (["--channels", 0], ["--channels 0"]),
                 (["--pretrained_weights", "x"], ["unrecognized arguments", "--pretrained"]),
                 (["--evaluate", student, "--alpha", 0.5], ["--alpha: a flag of training"]),

@@ -49,6 +49,8 @@ class StudentConfig(teacher.TrainingConfig):
     output_dir: str = option("checkpoints/student", "where checkpoints, log and picture go")
     learning_rate: float = option(2e-3, "AdamW's maximum, after warm-up and before cosine decay",
                                   teacher.ABOVE_0)
+    dropout: float = option(0.3, "share of values dropped before the classifier",
+                            teacher.BELOW_1)
     teacher_checkpoint: str = option(
         "checkpoints/teacher/best_i3d.pth", "best_i3d.pth of teacher.py", metavar="FILE")
     temperature: float = option(4.0, "of teacher and student in the distillation loss",

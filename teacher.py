@@ -93,6 +93,7 @@ def at_least(lowest, highest=10 ** 6):
 
 
 ABOVE_0 = (lambda value: 0 < value < math.inf, "a number above 0")
+BELOW_1 = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 
 
 @dataclass
@@ -114,7 +115,7 @@ class TrainingConfig:
     temporal_stride: int = option(4, "frames of the input a frame of the output",
                                   choices=(2, 4, 8))
     dropout: float = option(0.5, "share of values dropped around the last layers",
-                            (lambda value: 0 <= value < 1, "at least 0 and below 1"))
+                            BELOW_1)
     seed: int = option(0, "of weights, data order, augmentation and dropout",
                        at_least(0, 2 ** 63 - 1))
     device: str = option("auto", "cpu, cuda, cuda:1, ...; auto is cuda where there is one")

@@ -42,11 +42,14 @@ TIMED, PASSES = 50, 5             # sentences whose time is taken, and how often
 
 @dataclass
 class StudentConfig(teacher.TrainingConfig):
-    """The student's. data_dir and temporal_stride default to the teacher's own."""
+    """The student's. run_distillation takes data_dir and temporal_stride from the teacher."""
 
     layers, checkpoint, loss_name = LAYERS, "best_student.pth", "train: KD and CTC, dev: CTC"
 
+    data_dir: str = option("", "corpus directory (default: the teacher's)")
     output_dir: str = option("checkpoints/student", "where checkpoints, log and picture go")
+    temporal_stride: int = option(0, "frames of the input a frame of the output (default: the "
+                                  "teacher's, and no other will do)")
     learning_rate: float = option(2e-3, "AdamW's maximum, after warm-up and before cosine decay",
                                   teacher.ABOVE_0)
     dropout: float = option(0.3, "share of values dropped before the classifier",

@@ -169,7 +169,7 @@ def add_config_flags(parser, config_class):
     """One flag a field. Flags that are not given stay absent: the config has the defaults."""
     for field in dataclasses.fields(config_class):
         options = {key: value for key, value in field.metadata.items() if key != "check"}
-        if field.default:
+        if "(default" not in options["help"] and field.type is not bool and field.default != "":
             options["help"] += f" (default: {field.default})"
         options |= {"action": "store_true"} if field.type is bool else {"type": field.type}
         parser.add_argument(f"--{field.name}", default=argparse.SUPPRESS, **options)

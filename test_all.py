@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -90,6 +91,43 @@ def all_alignments(ref, hyp):
             | {(h, s, d, i + 1) for h, s, d, i in all_alignments(ref, hyp[1:])})
 
 
+# What sclite 2.10 (Debian's sctk 2.4.10) counted: reference, hypothesis (a letter a gloss, - for
+# none), hits, substitutions, deletions, insertions. Chosen so that another choice among equally
+# cheap alignments, or Levenshtein's, would count otherwise. From .lab/scoring.py table.
+SCLITE = """
+    BBABBCD CCCDDADD 1 6 0 1; BDCCDCCBD DBBDDADA 3 4 2 1; CCADCABC ABAACCDA 2 6 0 0;
+    CDCACAAA BABBCCC 1 6 1 0; CACCCABB BBBBCACA 2 6 0 0; DCDDCCBC DABBBADA 1 7 0 0;
+    BDCDBBBAD ACCCADCDD 2 7 0 0; ADBCCD CDDAA 1 4 1 0; CCCABAACB ABABBBABC 4 3 2 2;
+    ABDDC CDAB 1 3 1 0; BBAABCDBD BDABAAD 4 3 2 0; BBCCCD CDCDDDA 2 4 0 1;
+    DACCBABD DABCDCDC 4 3 1 1; ACAB BBAA 1 3 0 0; ABAABCB CABBCBCAA 4 3 0 2;
+    BBCCBBDC BADBBBABB 3 5 0 1; DCBDAABCC CBCADBAB 4 4 1 0; CABABBC AACCCBB 3 3 1 1;
+    BCCABBBB AABACA 2 4 2 0; CDBBAAA ABCDC 1 4 2 0; CBBADABD CADDDAAC 3 5 0 0;
+    AACABBA BBBAABAB 3 4 0 1; AACDDB ABAAACBA 3 3 0 2; BBCABCCAA DCBBB 2 3 4 0;
+    ABADBCB ADABBAAD 3 4 0 1; DCDCAACCC ABBABDC 2 5 2 0; DDAABDC ADBACBAB 3 4 0 1;
+    ACCBBCCBA BBABBBABC 3 6 0 0; CAAAD CDBC 1 3 1 0; ACAACDABC ACCABDCCD 5 3 1 1;
+    ABCXY XYPQR 2 0 3 3; - AB 0 0 0 2; AB - 0 0 2 0;
+    AAAA AA 2 0 2 0; AA AAAA 2 0 0 2
+"""
+SCLITE_DRAWN = (3483, 278, 347, 802)  # of drawn_corpus(), all sentences together
+
+
+def drawn_corpus():
+    """References and hypotheses of 400 sentences (one of 300 glosses), the same on any machine."""
+    draw = random.Random(0).random  # the one method that Python promises never to change
+    references, hypotheses = [], []
+    for k in range(400):
+        glosses = [f"G{g}" for g in range((2, 3, 5, 40)[k % 4])]
+        reference = [glosses[int(draw() * len(glosses))]
+                     for _ in range(300 if k == 5 else int(draw() * 20))]
+        hypothesis = []
+        for gloss in reference:
+            hypothesis += [] if draw() < 0.2 else [gloss.lower() if draw() < 0.5 else gloss]
+            hypothesis += [glosses[int(draw() * len(glosses))]] if draw() < 0.3 else []
+        references.append(reference)
+        hypotheses.append(hypothesis)
+    return references, hypotheses
+
+
 class WordErrorRate(FolderTestCase):
     """wer.py"""
 
@@ -156,6 +194,150 @@ class WordErrorRate(FolderTestCase):
                     wer.read_annotations(path)
                 self.assertIn(f"{path}{line}", str(caught.exception))
                 self.assertIn(word, str(caught.exception))
+
+    def test_counts_are_those_that_sclite_gave(self):
+        for row in SCLITE.split(";"):
+            ref, hyp, *counts = row.split()
+            with self.subTest(ref=ref, hyp=hyp):
+                self.assertEqual(wer.count_errors(ref.strip("-"), hyp.strip("-"), "sclite"),
+                                 tuple(map(int, counts)))
+        errors = wer.score(*drawn_corpus(), scoring="sclite")
+        self.assertEqual((errors.hits, errors.substitutions, errors.deletions, errors.insertions),
+                         SCLITE_DRAWN)
+
+    def test_only_sclite_folds_case_and_only_of_ascii_letters(self):
+        for scoring, hits in (("sclite", 2), ("levenshtein", 0)):
+            errors = wer.score(["Ab __ON__ Ü"], [["aB", "__on__", "ü"]], scoring)
+            self.assertEqual((errors.hits, errors.substitutions), (hits, 3 - hits))
+        with self.assertRaisesRegex(ValueError, "'nist': expected levenshtein or sclite"):
+            wer.score(["A"], ["A"], "nist")
+
+    def test_long_sentences_are_counted_like_short_ones(self):
+        rng = np.random.default_rng(0)
+        for glosses, lengths in ((3, (90, 70)), (60, (40, 120)), (2, (1, 700)), (500, (600, 1))):
+            ref, hyp = (rng.integers(glosses, size=n).tolist() for n in lengths)
+            for scoring in wer.WEIGHTS:
+                with self.subTest(lengths=lengths, scoring=scoring), \
+                        mock.patch.object(wer, "SMALL", 0):
+                    found = wer.count_errors(ref, hyp, scoring)
+                with mock.patch.object(wer, "SMALL", 10 ** 6):
+                    self.assertEqual(found, wer.count_errors(ref, hyp, scoring))
+            self.assertEqual(sum(wer.count_errors(ref, hyp)[1:]), wer.edit_distance(ref, hyp))
+
+    def test_the_shown_alignment_is_the_counted_one(self):
+        rng = np.random.default_rng(1)
+        for _ in range(200):
+            ref, hyp = (rng.integers(3, size=rng.integers(9)).tolist() for _ in range(2))
+            for scoring in wer.WEIGHTS:
+                pairs = wer.align(ref, hyp, scoring)
+                self.assertEqual([r for r, _ in pairs if r is not None], ref)
+                self.assertEqual([h for _, h in pairs if h is not None], hyp)
+                counts = (sum(r == h for r, h in pairs),
+                          sum(r != h and None not in (r, h) for r, h in pairs),
+                          sum(h is None for _, h in pairs), sum(r is None for r, _ in pairs))
+                self.assertEqual(counts, wer.count_errors(ref, hyp, scoring))
+
+    def test_phoenix_hypotheses_are_cleaned_gloss_by_gloss(self):
+        for glosses, expected in (
+                ("loc-NORD cl-X qu-Y poss-MEIN lh-GEBEN", "NORD X Y MEIN GEBEN"),
+                ("S0NNE HABEN2 WIND-PLUSPLUS", "SONNE HABEN WIND"),
+                ("ZEIGEN IX-ZEIGEN ZEIGENX", "ZEIGEN-BILDSCHIRM IX-ZEIGEN-BILDSCHIRM ZEIGENX"),
+                ("NORDRAUM ARAUM RAUM BAUMRAUMX", "NORD ARAUM RAUM BAUMX"),
+                ("__EMOTION__ __PU__ __LEFTHAND__X __EPENTHESIS__ loc-", "X"),
+                ("__ON__ IX __OFF__", "__ON__ IX __OFF__"),
+                ("A B A B REGEN REGEN WIE AUSSEHEN", "A B A B REGEN REGEN WIE AUSSEHEN")):
+            with self.subTest(glosses=glosses):
+                self.assertEqual(wer.clean_phoenix(glosses.split()), tuple(expected.split()))
+
+    def test_phoenix_train_annotations_are_cleaned_as_sentences(self):
+        for text, expected in (
+                ("WIE AUSSEHEN ZEIGEN __PU__ ", "WIE-AUSSEHEN ZEIGEN-BILDSCHIRM"),
+                ("A B C REGEN", "A+B+C REGEN"), ("HEUTE S CH", "HEUTE S CH"),
+                ("KOMMEN A B C D E", "KOMMEN A+B+C+D+E"), ("IN SCH L", "IN SCH L"),
+                ("IN SCH L WIND", "IN SCH+L WIND"), ("A NN E WIND", "A+NN+E WIND"),
+                ("REGEN REGEN REGEN WIND WIND", "REGEN WIND"),
+                ("REGEN-X REGEN-X WIND-PLUSPLUS WIND", "REGEN-X REGEN-X WIND"),
+                ("ÜBER BER", "ÜBER"), ("loc-SÜD  __EMOTION__  lh-NORDRAUM", "SÜD NORD")):
+            with self.subTest(text=text):
+                self.assertEqual(wer.clean_phoenix_annotation(text), tuple(expected.split()))
+
+    def test_stm_ctm_corpus_and_text_files_are_read_as_the_same_sentences(self):
+        sentences = {"s1": ("A", "B"), "s2": ("C",)}
+        for name, text in (
+                ("a.stm", ";; comment\ns1 1 x 0.0 1.79769e+308 A  B \n\ns2 1 x 0 1 <o,f0,m> C\n"),
+                ("a.ctm", ";; comment\ns1 1 0.0 0.1 A\ns2 1 0.3 0.1 C\ns1 1 0.0 0.1 B 0.9\n"),
+                ("a.corpus.csv", "id|folder|signer|annotation\ns1|f|x|A B\ns2|f|x|C\n")):
+            with self.subTest(name=name):
+                self.assertEqual(wer.read_sentences(self.write(name, text)), sentences)
+        self.assertEqual(wer.read_sentences(self.write("a.txt", "A B\nC\n")),
+                         {1: ("A", "B"), 2: ("C",)})
+        self.assertEqual(wer.read_sentences(self.write("empty.stm", "s1 1 x 0.0 1.0\n")),
+                         {"s1": ()})
+
+    def test_a_malformed_line_is_refused_with_file_and_line(self):
+        stm, ctm = "s1 1 x 0.0 1.0 A\n", "s1 1 0.5 0.1 A\n"
+        for name, text, line, word in (
+                ("a.stm", stm + "s2 1 x 0.0\n", ":2:", "4 fields, expected id channel signer"),
+                ("a.stm", stm + "s2 1 x zero 1.0 A\n", ":2:", "'zero', expected a finite number"),
+                ("a.stm", stm + "s2 1 x 0.0 inf A\n", ":2:", "'inf', expected a finite"),
+                ("a.stm", stm + "s2 1 x 1.0 1.0 A\n", ":2:", "expected a time and a later one"),
+                ("a.stm", stm + "s2 1 x -1.0 1.0 A\n", ":2:", "expected a time and a later one"),
+                ("a.stm", stm + stm, ":2:", "s1 again"),
+                ("a.stm", stm + "s2 1 x 0.0 1.0 { A / B }\n", ":2:", "'{' is markup"),
+                ("a.stm", stm + "s2 1 x 0.0 1.0 A (B)\n", ":2:", "'(B)' is markup"),
+                ("a.stm", stm + "s2 1 x 0.0 1.0 IGNORE_TIME_SEGMENT_IN_SCORING\n", ":2:", "markup"),
+                ("a.stm", ";; nothing\n", "", "no sentences, expected lines of STM"),
+                ("a.ctm", ctm + "s1 1 0.6 0.1\n", ":2:", "4 fields, expected id channel start"),
+                ("a.ctm", ctm + "s1 1 0.6 0.1 A 0.9 B\n", ":2:", "7 fields"),
+                ("a.ctm", ctm + "s1 1 nan 0.1 A\n", ":2:", "'nan', expected a finite"),
+                ("a.ctm", ctm + "s1 1 0.6 0.1 A sure\n", ":2:", "'sure', expected a finite"),
+                ("a.ctm", ctm + "s1 1 0.6 -0.1 A\n", ":2:", "duration -0.1"),
+                ("a.ctm", ctm + "\ns1 1 0.4 0.1 A\n", ":3:", "order of time"),
+                ("a.ctm", ctm + "s1 1 0.6 0.1 @\n", ":2:", "'@' is markup"),
+                ("a.ctm", "", "", "no sentences, expected lines of CTM"),
+                ("a.ctm", b"s1 1 0.5 0.1 \xff\n", "", "byte 13 is not UTF-8"),
+                ("a.csv", "id|folder|signer|annotation\ns1|f|x\n", ":2:", "3 columns")):
+            with self.subTest(text=text):
+                path = self.write(name, text)
+                with self.assertRaises(ValueError) as caught:
+                    wer.read_sentences(path)
+                self.assertIn(f"{path}{line}", str(caught.exception))
+                self.assertIn(word, str(caught.exception))
+
+    def test_the_program_scores_a_ctm_as_the_official_pipeline_does(self):
+        stm = self.write("dev.stm", "s1 1 x 0.0 1.79769e+308 A B C X Y\n"
+                                    "s2 1 x 0.0 1.79769e+308 loc-NORD ZEIGEN\ns3 1 x 0.0 9 D E\n")
+        ctm = self.write("hyp.ctm", "s1 1 0.0 0.1 x\ns1 1 0.1 0.1 lh-y\ns1 1 0.2 0.1 P\n"
+                                    "s1 1 0.3 0.1 Q\ns1 1 0.4 0.1 R\ns2 1 0.0 0.1 loc-NORD\n"
+                                    "s2 1 0.1 0.1 ZEIGEN\ns2 1 0.2 0.1 __EMOTION__\n")
+        _, out, err = self.program(wer.main, stm, ctm, "--scoring", "sclite", "--clean", "phoenix",
+                                   "--show", "--json")
+        result = json.loads(out)
+        self.assertEqual([result[key] for key in ("hits", "substitutions", "deletions",
+                                                  "insertions", "missing")], [2, 2, 5, 3, ["s3"]])
+        for line in ("  ref  a b c x y * * *", "  hyp  * * * x y p q r", "       D D D     I I I",
+                     "      1  loc-nord -> nord", "               1-5          3      10  111.1%",
+                     "1 sentences have no hypothesis, all deletions: s3"):
+            self.assertIn(f"{line}\n", err)
+        self.assertIn("WER 111.11% (10 errors in 9 glosses", err)
+        _, out, _ = self.program(wer.main, stm, ctm)
+        self.assertIn("(8 errors in 9 glosses", out)
+
+    def test_sentences_that_the_reference_does_not_have_are_refused(self):
+        stm = self.write("dev.stm", "s1 1 x 0.0 1.0 A\n")
+        text = self.write("hyp.txt", "A\n")
+        self.assert_refused(wer.main, [stm, self.write("hyp.ctm", "s9 1 0.0 0.1 A\n")],
+                            "hyp.ctm", "1 ids that", "s9")
+        self.assert_refused(wer.main, [stm, text], "one is plain text, the other has ids")
+
+    def test_long_alignments_are_shown_in_lines_that_fit(self):
+        glosses = " ".join(f"GLOSS{k}" for k in range(30))
+        files = self.write("a.txt", glosses + "\n"), self.write("b.txt", glosses + " MORE\n")
+        _, out, _ = self.program(wer.main, *files, "--show")
+        shown = out[:out.index("Most confused")].split("\n")
+        self.assertLessEqual(max(map(len, shown)), 100)
+        self.assertEqual(" ".join(line[7:] for line in shown if line.startswith("  ref")),
+                         glosses + " *")
 
     def test_the_program_prints_a_report_or_one_json_object(self):
         ref, hyp = self.write("ref.txt", "A B C\n\nD\n"), self.write("hyp.txt", "A X C\nY\nD\n")

@@ -789,6 +789,45 @@ def ctc_by_enumeration(log_probs, target):
     return -math.log(total)
 
 
+def decoding_by_enumeration(log_probs, lm):
+    """The classes whose paths have the highest probability together, times the language model's."""
+    total, frames = {}, log_probs.tolist()
+    for path in itertools.product(range(log_probs.shape[1]), repeat=log_probs.shape[0]):
+        classes = tuple(k for k, _ in itertools.groupby(path) if k != 0)
+        probability = math.exp(sum(frame[k] for frame, k in zip(frames, path)))
+        total[classes] = total.get(classes, 0) + probability
+    if lm is not None:
+        for classes in total:
+            total[classes] *= math.exp(sum(lm[a, b].item()
+                                           for a, b in zip((0, *classes), (*classes, 0))))
+    return max(total, key=total.get)
+
+
+def textbook_beam_search(log_probs, width, lm):
+    """CTC prefix beam search with a dictionary of prefixes, in probabilities."""
+    beam = {(): (1.0, 0.0)}  # prefix -> of paths that end with a blank, of paths that do not
+    for frame in log_probs:
+        new = {}
+        for prefix, (blank, other) in beam.items():
+            for k, p in ((k, math.exp(value)) for k, value in enumerate(frame)):
+                a, b = new.get(prefix, (0.0, 0.0))
+                if k == 0:
+                    new[prefix] = a + (blank + other) * p, b
+                    continue
+                if prefix and k == prefix[-1]:
+                    new[prefix] = a, b + other * p
+                    start = blank
+                else:
+                    start = blank + other
+                a, b = new.get((*prefix, k), (0.0, 0.0))
+                grown = start * p * math.exp(lm[prefix[-1] if prefix else 0][k])
+                new[(*prefix, k)] = a, b + grown
+        beam = dict(sorted(new.items(), key=lambda item: -sum(item[1]))[:width])
+    end = {prefix: sum(parts) * math.exp(lm[prefix[-1] if prefix else 0][0])
+           for prefix, parts in beam.items()}
+    return max(end, key=end.get)
+
+
 class TeacherNetwork(FolderTestCase):
     """teacher.py: the network, its loss and its decoding"""
 
@@ -911,6 +950,68 @@ class TeacherNetwork(FolderTestCase):
         logits = F.one_hot(torch.tensor(paths), 3).float()
         self.assertEqual(teacher.greedy_decode(logits, torch.tensor([6, 4, 2]), vocabulary),
                          [("A", "A", "B"), ("B", "A"), ()])
+
+
+    def test_beam_search_finds_the_most_probable_glosses_over_all_alignments(self):
+        generator, repeats = torch.Generator().manual_seed(0), 0
+        vocabulary = [teacher.BLANK, "A", "B", "C"]
+        for case in range(24):
+            logits = 1.5 * torch.randn(2, 5, 4, generator=generator)
+            lengths, lm = torch.tensor([5, 3]), None
+            if case % 3 == 0:
+                logits += 2 * F.one_hot(torch.tensor([1, 0, 1, 2, 0]), 4)
+            if case % 2:
+                lm = torch.randn(4, 4, generator=generator).log_softmax(dim=1)
+            found = teacher.beam_decode(logits, lengths, vocabulary, 400, lm)
+            for row, n, glosses in zip(logits, lengths, found):
+                expected = decoding_by_enumeration(row[:n].log_softmax(dim=1), lm)
+                self.assertEqual(glosses, tuple(vocabulary[k] for k in expected))
+                repeats += any(a == b for a, b in zip(glosses, glosses[1:]))
+        self.assertGreaterEqual(repeats, 2)
+
+    def test_a_narrow_beam_is_that_of_the_textbook(self):
+        generator, kept_out = torch.Generator().manual_seed(0), 0
+        vocabulary = [teacher.BLANK, *"ABCDEFGH"]
+        lm = 0.5 * torch.randn(9, 9, generator=generator).log_softmax(dim=1)
+        for case in range(20):
+            logits = torch.randn(1, 12, 9, generator=generator)
+            found = [teacher.beam_decode(logits, torch.tensor([12]), vocabulary, width, lm)[0]
+                     for width in (1, 3, 10)]
+            for width, glosses in zip((1, 3, 10), found):
+                expected = textbook_beam_search(logits[0].log_softmax(dim=1).tolist(), width,
+                                                lm.tolist())
+                self.assertEqual(glosses, tuple(vocabulary[k] for k in expected))
+            kept_out += found[0] != found[2]
+        self.assertGreater(kept_out, 5)
+
+    def test_true_repeats_survive_beam_search(self):
+        logits = 9 * F.one_hot(torch.tensor([[1, 1, 0, 1, 2, 2]]), 3).float()
+        for width in (2, 10):
+            self.assertEqual(teacher.beam_decode(logits, torch.tensor([6]), ["", "A", "B"], width),
+                             [("A", "A", "B")])
+
+    def test_beam_search_ignores_padding_and_the_rest_of_the_batch(self):
+        generator = torch.Generator().manual_seed(0)
+        logits, lengths = torch.randn(4, 9, 40, generator=generator), torch.tensor([9, 4, 1, 7])
+        vocabulary = [str(k) for k in range(40)]
+        together = teacher.beam_decode(logits, lengths, vocabulary, 10)
+        for k, n in enumerate(lengths):
+            alone = teacher.beam_decode(logits[k:k + 1, :n], lengths[k:k + 1], vocabulary, 10)
+            self.assertEqual(alone, together[k:k + 1])
+
+    def test_the_language_model_is_how_much_likelier_a_gloss_is_after_another(self):
+        sentences = [("A", "B"), ("A", "B"), ("A", "C", "unknown")]
+        lm = teacher.bigram_lm(sentences, [teacher.BLANK, "A", "B", "C", "D"]).exp()
+        frequency = [(n + 1) / (9 + 5) for n in (3, 3, 2, 1, 0)]  # end, A, B, C, D and one each
+        lm = (lm * torch.tensor(frequency)).tolist()
+        for row in lm:
+            self.assertAlmostEqual(sum(row), 1)
+        kept, freed = (2 - 0.5) / 3, 2 * 0.5 / 3                  # A B was seen twice of 3
+        self.assertAlmostEqual(lm[1][2], kept + freed * frequency[2])
+        self.assertAlmostEqual(lm[1][4], freed * frequency[4])
+        self.assertAlmostEqual(lm[0][1], (3 - 0.5) / 3 + 0.5 / 3 * frequency[1])
+        for p, expected in zip(lm[4], frequency):                 # D was never seen
+            self.assertAlmostEqual(p, expected)
 
 
 class TeacherData(FolderTestCase):
@@ -1322,6 +1423,33 @@ class TeacherTraining(FolderTestCase):
         for flags in (["--evaluate", best], ["--output_dir", self.folder]):
             _, out, _ = self.program(teacher.main, "--predict", file, "--device", "cpu", *flags)
             self.assertEqual(out, f"{file}: {' '.join(expected['test-0000'])}\n")
+
+    def test_evaluate_and_predict_search_a_beam_with_the_train_annotations_bigrams(self):
+        best = self.train(name="beam") / "best_i3d.pth"
+        model, checkpoint = teacher.load_teacher(best)
+        corpus = teacher.read_corpus(checkpoint["config"]["data_dir"])
+        vocabulary = checkpoint["vocabulary"]
+        lm = 3 * teacher.bigram_lm([s.glosses for s in corpus["train"]], vocabulary)
+        expected = {}
+        for sentence in corpus["test"]:
+            features = torch.from_numpy(sentence_features(sentence))[None]
+            with torch.no_grad():
+                logits, lengths = model(features, torch.tensor([features.shape[1]]))
+            expected[sentence.id] = teacher.beam_decode(logits, lengths, vocabulary, 4, lm)[0]
+        flags = ["--evaluate", best, "--beam_width", 4, "--lm_weight", 3, "--device", "cpu"]
+        _, out, _ = self.program(teacher.main, *flags, "--split", "test", "--json")
+        found = {name: tuple(glosses) for name, glosses in json.loads(out)["hypotheses"].items()}
+        self.assertEqual(found, expected)
+        file = corpus["test"][0].features
+        _, out, _ = self.program(teacher.main, "--predict", file, *flags)
+        self.assertEqual(out.rstrip(), f"{file}: {' '.join(expected[corpus['test'][0].id])}"
+                         .rstrip())
+        for flags, word in (
+                (["--evaluate", best, "--beam_width", 0], "--beam_width 0"),
+                (["--evaluate", best, "--lm_weight", -1], "--lm_weight -1.0"),
+                (["--evaluate", best, "--lm_weight", "inf"], "--lm_weight inf"),
+                (["--beam_width", 10], "expected with --evaluate or --predict")):
+            self.assert_refused(teacher.main, flags, word)
 
     def test_evaluating_changes_nothing_of_a_model_in_training(self):
         data = teacher.read_data(str(self.corpus()))

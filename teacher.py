@@ -70,7 +70,6 @@ OFFSET = 3.0             # deviations that a feature's mean counts as its distan
 NOISE = 0.1              # standard deviation of training noise, in standard deviations of a feature
 CLIP_NORM = 5.0          # largest norm of the gradient of all parameters together
 WARMUP = 0.1             # share of all steps in which the learning rate rises to its maximum
-SYMBOLS = 20             # classes of a frame, the most probable ones, that beam search considers
 HASH = 6364136223846793005  # odd: (hash * HASH + class) modulo 2^64 hashes a longer prefix
 DISCOUNT = 0.5           # taken off each bigram count for the bigrams that were not seen
 PATIENCE = 10            # non-finite training steps in a row after which training stops
@@ -566,22 +565,25 @@ class Beams(NamedTuple):
     key: torch.Tensor    # hash of the prefix
 
 
-def beam_decode(logits, lengths, vocabulary, width, lm=None, symbols=SYMBOLS):
+def beam_decode(logits, lengths, vocabulary, width, lm=None, symbols=None):
     """The most probable glosses, all their alignments together: [B, T', V] -> B tuples.
 
     CTC prefix beam search (Hannun et al. 2014), all sentences at once. width: W prefixes are kept
     after a frame; the result is exact where that loses none. lm: [V, V] nats to add with a gloss
     (column) after another (row), class 0 as begin and end: bigram_lm times its weight. symbols:
-    K, the classes of a frame by which prefixes grow; a last gloss may be held in any frame.
+    K, the classes of a frame by which prefixes grow. The default width + 1 loses nothing: behind
+    one prefix that many better classes fill the beam, one less where the best is a repeat. With
+    lm it is 3 * width, and could lose something.
     """
     lengths, classes = lengths.to(logits.device), logits.shape[2]
-    frames = logits.float().log_softmax(dim=2).double()                              # [B, T', V]
-    silence, empty = (frames.new_full(n, -math.inf) for n in ((classes,), (len(frames), width)))
-    silence[0] = 0
+    frames = logits.float().log_softmax(dim=2)                                       # [B, T', V]
     ended = torch.arange(frames.shape[1], device=lengths.device) >= lengths[:, None]
-    frames[ended] = silence  # blanks for certain, which change nothing
-    lm = frames.new_zeros(classes, classes) if lm is None else lm.to(frames)
+    frames[ended] = -math.inf
+    frames[:, :, 0].masked_fill_(ended, 0)  # blanks for certain, which change nothing
+    symbols = symbols or (width + 1 if lm is None else 3 * width)
     values, best = frames[:, :, 1:].topk(min(symbols, classes - 1))                  # [B, T', K]
+    lm = None if lm is None else lm.to(frames.device)
+    empty = torch.full((len(frames), width), -math.inf, dtype=torch.double, device=lengths.device)
     zero = torch.zeros_like(empty, dtype=torch.long)
     beams = Beams(empty.clone(), empty, zero, zero)
     beams.blank[:, 0] = 0  # the empty prefix
@@ -589,7 +591,8 @@ def beam_decode(logits, lengths, vocabulary, width, lm=None, symbols=SYMBOLS):
     for frame, value, symbol in zip(frames.unbind(1), values.unbind(1), best.unbind(1)):
         beams, parent, symbol = next_beams(beams, frame, value, symbol + 1, lm)
         history.append((parent, symbol))
-    total = torch.logaddexp(beams.blank, beams.other) + lm[beams.last, 0]
+    total = torch.logaddexp(beams.blank, beams.other)
+    total = total if lm is None else total + lm[beams.last, 0]
     place, paths = total.argmax(dim=1, keepdim=True), []
     for parent, symbol in reversed(history):
         paths.append(symbol.gather(1, place))
@@ -609,7 +612,8 @@ def next_beams(beams, frame, value, symbol, lm):
         """Log probability of each prefix with each class behind it: [B, n] -> [B, W, n]."""
         again = symbol[:, None] == last[:, :, None]  # a gloss twice needs a blank in between
         start = torch.where(again, blank[:, :, None], total[:, :, None])
-        return start + value[:, None] + lm[last[:, :, None], symbol[:, None]]
+        score = start + value[:, None]
+        return score if lm is None else score + lm[last[:, :, None], symbol[:, None]]
 
     # Prefix i grown by a class may be prefix j, which is in the beam already: j takes it over.
     same = ((key[:, :, None] * HASH + last[:, None] == key[:, None])                 # [B, i, j]

@@ -975,12 +975,14 @@ class TeacherNetwork(FolderTestCase):
         lm = 0.5 * torch.randn(9, 9, generator=generator).log_softmax(dim=1)
         for case in range(20):
             logits = torch.randn(1, 12, 9, generator=generator)
-            found = [teacher.beam_decode(logits, torch.tensor([12]), vocabulary, width, lm)[0]
-                     for width in (1, 3, 10)]
-            for width, glosses in zip((1, 3, 10), found):
-                expected = textbook_beam_search(logits[0].log_softmax(dim=1).tolist(), width,
-                                                lm.tolist())
-                self.assertEqual(glosses, tuple(vocabulary[k] for k in expected))
+            for weighted, symbols in ((lm, 8), (0 * lm, None)):
+                found = [teacher.beam_decode(logits, torch.tensor([12]), vocabulary, width,
+                                             weighted if symbols else None, symbols)[0]
+                         for width in (1, 3, 10)]
+                for width, glosses in zip((1, 3, 10), found):
+                    expected = textbook_beam_search(logits[0].log_softmax(dim=1).tolist(), width,
+                                                    weighted.tolist())
+                    self.assertEqual(glosses, tuple(vocabulary[k] for k in expected))
             kept_out += found[0] != found[2]
         self.assertGreater(kept_out, 5)
 

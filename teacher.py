@@ -2,7 +2,7 @@
 
     $ python teacher.py --pretrained_weights i3d_kinetics400 --progressive_unfreeze
     $ python teacher.py --data_dir DIR --pretrained_weights i3d_kinetics400 --epochs 150
-    $ python teacher.py --evaluate checkpoints/teacher/best_i3d.pth --split test
+    $ python teacher.py --evaluate checkpoints/teacher/best_i3d.pth --split test --beam_width 10
     $ python teacher.py --predict recording.npy another.npy
     $ python teacher.py --write_corpus corpus         # the built-in corpus as files: the layout
 
@@ -18,6 +18,7 @@ L glosses of a sentence. Epochs are counted from 0.
 import argparse
 import contextlib
 import dataclasses
+import functools
 import json
 import math
 import os
@@ -70,6 +71,10 @@ NOISE = 0.1              # standard deviation of training noise, in standard dev
 CLIP_NORM = 5.0          # largest norm of the gradient of all parameters together
 WARMUP = 0.1             # share of all steps in which the learning rate rises to its maximum
 PATIENCE = 10            # non-finite training steps in a row after which training stops
+
+DECODING = {"beam_width": 1, "lm_weight": 0.0}  # defaults: greedy, without a language model
+HASH = 6364136223846793005  # odd: (hash * HASH + class) modulo 2^64 hashes a longer prefix
+DISCOUNT = 0.5           # taken off each bigram count for the bigrams that were not seen
 
 
 class TrainingError(RuntimeError):
@@ -592,6 +597,119 @@ def greedy_decode(logits, lengths, vocabulary):
     return [tuple(vocabulary[k] for k in path if k != 0) for path in paths]
 
 
+class Beams(NamedTuple):
+    """Prefixes of each sentence, as [B, W]; one without probability is an empty place."""
+
+    blank: torch.Tensor  # log probability of all alignments so far that end with a blank
+    other: torch.Tensor  # and that end with the prefix's last gloss
+    last: torch.Tensor   # its class, 0 for the empty prefix
+    key: torch.Tensor    # hash of the prefix
+
+
+def beam_decode(logits, lengths, vocabulary, width, lm=None, symbols=None):
+    """The most probable glosses, all their alignments together: [B, T', V] -> B tuples.
+
+    CTC prefix beam search (Hannun et al. 2014), all sentences at once. width: W prefixes are kept
+    after a frame; the result is exact where that loses none. lm: [V, V] nats to add with a gloss
+    (column) after another (row), class 0 as begin and end: bigram_lm times its weight. symbols:
+    K, the classes of a frame by which prefixes grow. The default width + 1 loses nothing: behind
+    one prefix that many better classes fill the beam, one less where the best is a repeat. With
+    lm it is 3 * width, and could lose something.
+    """
+    lengths, classes = lengths.to(logits.device), logits.shape[2]
+    frames = logits.float().log_softmax(dim=2)                                       # [B, T', V]
+    ended = torch.arange(frames.shape[1], device=lengths.device) >= lengths[:, None]
+    frames[ended] = -math.inf
+    frames[:, :, 0].masked_fill_(ended, 0)  # blanks for certain, which change nothing
+    symbols = symbols or (width + 1 if lm is None else 3 * width)
+    values, best = frames[:, :, 1:].topk(min(symbols, classes - 1))                  # [B, T', K]
+    lm = None if lm is None else lm.to(frames.device)
+    empty = torch.full((len(frames), width), -math.inf, dtype=torch.double, device=lengths.device)
+    zero = torch.zeros_like(empty, dtype=torch.long)
+    beams = Beams(empty.clone(), empty, zero, zero)
+    beams.blank[:, 0] = 0  # the empty prefix
+    history = []
+    for frame, value, symbol in zip(frames.unbind(1), values.unbind(1), best.unbind(1)):
+        beams, parent, symbol = next_beams(beams, frame, value, symbol + 1, lm)
+        history.append((parent, symbol))
+    total = torch.logaddexp(beams.blank, beams.other)
+    total = total if lm is None else total + lm[beams.last, 0]
+    place, paths = total.argmax(dim=1, keepdim=True), []
+    for parent, symbol in reversed(history):
+        paths.append(symbol.gather(1, place))
+        place = parent.gather(1, place)
+    return [tuple(vocabulary[k] for k in path if k) for path in torch.cat(paths[::-1], 1).tolist()]
+
+
+def next_beams(beams, frame, value, symbol, lm):
+    """(Beams after a frame, place each came from, class it grew by or 0), each [B, W].
+
+    frame: log probabilities [B, V]. value, symbol: those of the classes to grow by, [B, K].
+    """
+    blank, other, last, key = beams
+    total, hold = torch.logaddexp(blank, other), frame.gather(1, last)               # [B, W]
+
+    def grown(symbol, value):
+        """Log probability of each prefix with each class behind it: [B, n] -> [B, W, n]."""
+        again = symbol[:, None] == last[:, :, None]  # a gloss twice needs a blank in between
+        start = torch.where(again, blank[:, :, None], total[:, :, None])
+        score = start + value[:, None]
+        return score if lm is None else score + lm[last[:, :, None], symbol[:, None]]
+
+    # Prefix i grown by a class may be prefix j, which is in the beam already: j takes it over.
+    same = ((key[:, :, None] * HASH + last[:, None] == key[:, None])                 # [B, i, j]
+            & (last[:, None] > 0) & (total[:, None] > -math.inf))
+    taken_over = grown(last, hold).masked_fill(~same, -math.inf).amax(dim=1)
+    known = same.float() @ (last[:, :, None] == symbol[:, None]).float() > 0         # [B, W, K]
+    new = grown(symbol, value).masked_fill(known, -math.inf).flatten(1)              # [B, W * K]
+    blank, other = total + frame[:, :1], torch.logaddexp(other + hold, taken_over)
+    score, chosen = torch.cat([torch.logaddexp(blank, other), new], 1).topk(last.shape[1])
+    kept, grows = chosen < last.shape[1], chosen - last.shape[1]
+    parent = torch.where(kept, chosen, grows.div(symbol.shape[1], rounding_mode="floor"))
+    symbol = symbol.gather(1, grows.remainder(symbol.shape[1])).masked_fill(kept, 0)
+    last, key = last.gather(1, parent), key.gather(1, parent)
+    return Beams(blank.gather(1, parent).masked_fill(~kept, -math.inf),
+                 torch.where(kept, other.gather(1, parent), score),
+                 torch.where(kept, last, symbol),
+                 torch.where(kept, key, key * HASH + symbol)), parent, symbol
+
+
+def bigram_lm(sentences, vocabulary):
+    """[V, V] in nats: log P(gloss | gloss before) - log P(gloss), the one before as the row.
+
+    sentences: tuples of glosses. Class 0 is their begin as a row and their end as a column. The
+    network has learned how frequent a gloss is, and P alone would favour few glosses: what counts
+    is how much more likely the one before makes it. P by absolute discounting; what that frees
+    goes to all glosses by frequency (Ney et al. 1994).
+    """
+    classes = {gloss: k for k, gloss in enumerate(vocabulary)}
+    paths = [[0, *(classes[gloss] for gloss in s if gloss in classes), 0] for s in sentences]
+    pairs = torch.tensor([pair for path in paths for pair in zip(path, path[1:])])
+    counts = torch.bincount(pairs @ torch.tensor([len(classes), 1]), minlength=len(classes) ** 2)
+    counts = counts.view(len(classes), -1).double()                                  # [V, V]
+    frequency = (counts.sum(dim=0) + 1) / (counts.sum() + len(classes))              # [V]
+    kept = (counts - DISCOUNT).clamp(min=0) / counts.sum(dim=1, keepdim=True).clamp(min=1)
+    return (kept / frequency + 1 - kept.sum(dim=1, keepdim=True)).log()
+
+
+def make_decoder(data_dir, vocabulary, beam_width, lm_weight):
+    """What --beam_width and --lm_weight ask for: (logits, lengths, vocabulary) -> B tuples.
+
+    The language model is counted in the train annotations of data_dir (or the built-in corpus):
+    a checkpoint's own, unless --data_dir names others.
+    """
+    if beam_width < 1 or not 0 <= lm_weight < math.inf:
+        raise ValueError(f"--beam_width {beam_width} --lm_weight {lm_weight}: expected at least 1 "
+                         f"and a finite number of at least 0")
+    if beam_width == 1 and lm_weight == 0:
+        return greedy_decode
+    lm = None
+    if lm_weight:
+        corpus = read_corpus(data_dir) if data_dir else synthetic_corpus()
+        lm = lm_weight * bigram_lm([s.glosses for s in corpus["train"]], vocabulary)
+    return functools.partial(beam_decode, width=beam_width, lm=lm)
+
+
 def ctc_losses(logits, lengths, batch):
     """[B] CTC losses in nats a gloss: each sentence's loss over its number of glosses."""
     log_probs = logits.float().log_softmax(dim=2).transpose(0, 1)           # [T', B, V]
@@ -601,8 +719,9 @@ def ctc_losses(logits, lengths, batch):
 
 
 @torch.inference_mode()
-def evaluate(model, sentences, vocabulary, device, batch_size=Config.batch_size):
-    """(WordErrors, loss, hypotheses) of greedy decoding in evaluation mode.
+def evaluate(model, sentences, vocabulary, device, batch_size=Config.batch_size,
+             decode=greedy_decode):
+    """(WordErrors, loss, hypotheses) in evaluation mode.
 
     loss: nats a gloss, mean over the sentences that CTC can align; None without any.
     """
@@ -612,7 +731,7 @@ def evaluate(model, sentences, vocabulary, device, batch_size=Config.batch_size)
     for batch in batches(sentences, vocabulary, batch_size, model.feature_dim):
         batch = batch.to(device)
         logits, lengths = model(batch.features, batch.lengths)
-        hypotheses += greedy_decode(logits, lengths, vocabulary)
+        hypotheses += decode(logits, lengths, vocabulary)
         losses.append(ctc_losses(logits, lengths, batch).cpu())
     model.train(was_training)
     losses = torch.cat(losses)
@@ -955,7 +1074,7 @@ def run_training(given, resume):
     return result
 
 
-def run_evaluation(path, split, given, load):
+def run_evaluation(path, split, given, load, decoding):
     """Score a checkpoint on a split of its own data, or of --data_dir."""
     device = pick_device(given.get("device", TrainingConfig.device))
     model, checkpoint = load(path, device)
@@ -971,25 +1090,28 @@ def run_evaluation(path, split, given, load):
     if unknown:
         print(f"{len(unknown)} glosses are not in the vocabulary of {path}, each occurrence an "
               f"error for certain: {' '.join(sorted(unknown))}")
-    errors, _, hypotheses = evaluate(model, sentences, vocabulary, device)
+    decode = make_decoder(data_dir, vocabulary, **decoding)
+    errors, _, hypotheses = evaluate(model, sentences, vocabulary, device, decode=decode)
     for sentence, hypothesis in zip(sentences, hypotheses):
         print(f"{sentence.id}\n  ref  {' '.join(sentence.glosses)}\n  hyp  {' '.join(hypothesis)}")
     print(f"{path} on {split}: {errors}")
-    return {"checkpoint": str(path), "split": split, "wer": errors.wer, "ser": errors.ser,
-            **dataclasses.asdict(errors),
+    return {"checkpoint": str(path), "split": split, **decoding, "wer": errors.wer,
+            "ser": errors.ser, **dataclasses.asdict(errors),
             "hypotheses": {s.id: hyp for s, hyp in zip(sentences, hypotheses)}}
 
 
-def run_prediction(path, files, given, load):
+def run_prediction(path, files, given, load, decoding):
     """Print the glosses of feature files."""
     device = pick_device(given.get("device", TrainingConfig.device))
     model, checkpoint = load(path, device)
+    data_dir = given.get("data_dir", checkpoint["config"].get("data_dir", ""))
+    decode = make_decoder(data_dir, checkpoint["vocabulary"], **decoding)
     predictions = {}
     for file in files:
         features = torch.from_numpy(read_features(file, model.feature_dim))[None].to(device)
         with torch.inference_mode():
             logits, lengths = model(features, torch.tensor([features.shape[1]]))
-        predictions[file] = greedy_decode(logits, lengths, checkpoint["vocabulary"])[0]
+        predictions[file] = decode(logits, lengths, checkpoint["vocabulary"])[0]
         print(f"{file}: {' '.join(predictions[file])}")
     return {"checkpoint": str(path), "predictions": predictions}
 
@@ -1029,6 +1151,12 @@ def make_parser(program, description, config_class):
     parser.add_argument("--predict", metavar="FILE", nargs="+",
                         help="print the glosses of feature files, with the checkpoint of "
                              f"--evaluate, else --output_dir's {config_class.checkpoint}")
+    parser.add_argument("--beam_width", type=int, default=argparse.SUPPRESS,
+                        help="prefixes that --evaluate and --predict keep in CTC beam search "
+                             f"(default: {DECODING['beam_width']}, greedy)")
+    parser.add_argument("--lm_weight", type=float, default=argparse.SUPPRESS,
+                        help="of a bigram language model of the train annotations in that search "
+                             f"(default: {DECODING['lm_weight']})")
     parser.add_argument("--json", action="store_true",
                         help="the last line on stdout is one JSON object, all else is on stderr")
     return parser, either
@@ -1038,6 +1166,11 @@ def run(given, config_class, load, training):
     """Evaluate, predict or train, as the flags say. Returns what --json prints."""
     resume, checkpoint, split, files = (given.pop(name) for name in (
         "resume", "evaluate", "split", "predict"))
+    decoding = {name: given.pop(name) for name in DECODING if name in given}
+    if decoding and not (files or checkpoint):
+        raise ValueError(f"--{min(decoding)}: expected with --evaluate or --predict, training is "
+                         f"scored by greedy decoding")
+    decoding = {**DECODING, **decoding}
     if (files and resume) or (split and (files or not checkpoint)):
         raise ValueError(f"--{'predict' if files else 'split'}: expected with --evaluate "
                          f"CHECKPOINT and without --resume, and not both")
@@ -1048,8 +1181,9 @@ def run(given, config_class, load, training):
                          f"--predict")
     if files:
         folder = Path(given.get("output_dir", config_class.output_dir))
-        return run_prediction(checkpoint or folder / config_class.checkpoint, files, given, load)
-    return run_evaluation(checkpoint, split or "dev", given, load)
+        checkpoint = checkpoint or folder / config_class.checkpoint
+        return run_prediction(checkpoint, files, given, load, decoding)
+    return run_evaluation(checkpoint, split or "dev", given, load, decoding)
 
 
 def run_program(parser, argv, function):

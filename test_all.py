@@ -14,6 +14,7 @@ import json
 import math
 import os
 import pickle
+import random
 import signal
 import subprocess
 import sys
@@ -91,6 +92,43 @@ def all_alignments(ref, hyp):
             | {(h, s, d, i + 1) for h, s, d, i in all_alignments(ref, hyp[1:])})
 
 
+# What sclite 2.10 (Debian's sctk 2.4.10) counted: reference, hypothesis (a letter a gloss, - for
+# none), hits, substitutions, deletions, insertions. Chosen so that another choice among equally
+# cheap alignments, or Levenshtein's, would count otherwise. From .lab/scoring.py table.
+SCLITE = """
+    BBABBCD CCCDDADD 1 6 0 1; BDCCDCCBD DBBDDADA 3 4 2 1; CCADCABC ABAACCDA 2 6 0 0;
+    CDCACAAA BABBCCC 1 6 1 0; CACCCABB BBBBCACA 2 6 0 0; DCDDCCBC DABBBADA 1 7 0 0;
+    BDCDBBBAD ACCCADCDD 2 7 0 0; ADBCCD CDDAA 1 4 1 0; CCCABAACB ABABBBABC 4 3 2 2;
+    ABDDC CDAB 1 3 1 0; BBAABCDBD BDABAAD 4 3 2 0; BBCCCD CDCDDDA 2 4 0 1;
+    DACCBABD DABCDCDC 4 3 1 1; ACAB BBAA 1 3 0 0; ABAABCB CABBCBCAA 4 3 0 2;
+    BBCCBBDC BADBBBABB 3 5 0 1; DCBDAABCC CBCADBAB 4 4 1 0; CABABBC AACCCBB 3 3 1 1;
+    BCCABBBB AABACA 2 4 2 0; CDBBAAA ABCDC 1 4 2 0; CBBADABD CADDDAAC 3 5 0 0;
+    AACABBA BBBAABAB 3 4 0 1; AACDDB ABAAACBA 3 3 0 2; BBCABCCAA DCBBB 2 3 4 0;
+    ABADBCB ADABBAAD 3 4 0 1; DCDCAACCC ABBABDC 2 5 2 0; DDAABDC ADBACBAB 3 4 0 1;
+    ACCBBCCBA BBABBBABC 3 6 0 0; CAAAD CDBC 1 3 1 0; ACAACDABC ACCABDCCD 5 3 1 1;
+    ABCXY XYPQR 2 0 3 3; - AB 0 0 0 2; AB - 0 0 2 0;
+    AAAA AA 2 0 2 0; AA AAAA 2 0 0 2
+"""
+SCLITE_DRAWN = (3483, 278, 347, 802)  # of drawn_corpus(), all sentences together
+
+
+def drawn_corpus():
+    """References and hypotheses of 400 sentences (one of 300 glosses), the same on any machine."""
+    draw = random.Random(0).random  # the one method that Python promises never to change
+    references, hypotheses = [], []
+    for k in range(400):
+        glosses = [f"G{g}" for g in range((2, 3, 5, 40)[k % 4])]
+        reference = [glosses[int(draw() * len(glosses))]
+                     for _ in range(300 if k == 5 else int(draw() * 20))]
+        hypothesis = []
+        for gloss in reference:
+            hypothesis += [] if draw() < 0.2 else [gloss.lower() if draw() < 0.5 else gloss]
+            hypothesis += [glosses[int(draw() * len(glosses))]] if draw() < 0.3 else []
+        references.append(reference)
+        hypotheses.append(hypothesis)
+    return references, hypotheses
+
+
 class WordErrorRate(FolderTestCase):
     """wer.py"""
 
@@ -157,6 +195,150 @@ class WordErrorRate(FolderTestCase):
                     wer.read_annotations(path)
                 self.assertIn(f"{path}{line}", str(caught.exception))
                 self.assertIn(word, str(caught.exception))
+
+    def test_counts_are_those_that_sclite_gave(self):
+        for row in SCLITE.split(";"):
+            ref, hyp, *counts = row.split()
+            with self.subTest(ref=ref, hyp=hyp):
+                self.assertEqual(wer.count_errors(ref.strip("-"), hyp.strip("-"), "sclite"),
+                                 tuple(map(int, counts)))
+        errors = wer.score(*drawn_corpus(), scoring="sclite")
+        self.assertEqual((errors.hits, errors.substitutions, errors.deletions, errors.insertions),
+                         SCLITE_DRAWN)
+
+    def test_only_sclite_folds_case_and_only_of_ascii_letters(self):
+        for scoring, hits in (("sclite", 2), ("levenshtein", 0)):
+            errors = wer.score(["Ab __ON__ Ü"], [["aB", "__on__", "ü"]], scoring)
+            self.assertEqual((errors.hits, errors.substitutions), (hits, 3 - hits))
+        with self.assertRaisesRegex(ValueError, "'nist': expected levenshtein or sclite"):
+            wer.score(["A"], ["A"], "nist")
+
+    def test_long_sentences_are_counted_like_short_ones(self):
+        rng = np.random.default_rng(0)
+        for glosses, lengths in ((3, (90, 70)), (60, (40, 120)), (2, (1, 700)), (500, (600, 1))):
+            ref, hyp = (rng.integers(glosses, size=n).tolist() for n in lengths)
+            for scoring in wer.WEIGHTS:
+                with self.subTest(lengths=lengths, scoring=scoring), \
+                        mock.patch.object(wer, "SMALL", 0):
+                    found = wer.count_errors(ref, hyp, scoring)
+                with mock.patch.object(wer, "SMALL", 10 ** 6):
+                    self.assertEqual(found, wer.count_errors(ref, hyp, scoring))
+            self.assertEqual(sum(wer.count_errors(ref, hyp)[1:]), wer.edit_distance(ref, hyp))
+
+    def test_the_shown_alignment_is_the_counted_one(self):
+        rng = np.random.default_rng(1)
+        for _ in range(200):
+            ref, hyp = (rng.integers(3, size=rng.integers(9)).tolist() for _ in range(2))
+            for scoring in wer.WEIGHTS:
+                pairs = wer.align(ref, hyp, scoring)
+                self.assertEqual([r for r, _ in pairs if r is not None], ref)
+                self.assertEqual([h for _, h in pairs if h is not None], hyp)
+                counts = (sum(r == h for r, h in pairs),
+                          sum(r != h and None not in (r, h) for r, h in pairs),
+                          sum(h is None for _, h in pairs), sum(r is None for r, _ in pairs))
+                self.assertEqual(counts, wer.count_errors(ref, hyp, scoring))
+
+    def test_phoenix_hypotheses_are_cleaned_gloss_by_gloss(self):
+        for glosses, expected in (
+                ("loc-NORD cl-X qu-Y poss-MEIN lh-GEBEN", "NORD X Y MEIN GEBEN"),
+                ("S0NNE HABEN2 WIND-PLUSPLUS", "SONNE HABEN WIND"),
+                ("ZEIGEN IX-ZEIGEN ZEIGENX", "ZEIGEN-BILDSCHIRM IX-ZEIGEN-BILDSCHIRM ZEIGENX"),
+                ("NORDRAUM ARAUM RAUM BAUMRAUMX", "NORD ARAUM RAUM BAUMX"),
+                ("__EMOTION__ __PU__ __LEFTHAND__X __EPENTHESIS__ loc-", "X"),
+                ("__ON__ IX __OFF__", "__ON__ IX __OFF__"),
+                ("A B A B REGEN REGEN WIE AUSSEHEN", "A B A B REGEN REGEN WIE AUSSEHEN")):
+            with self.subTest(glosses=glosses):
+                self.assertEqual(wer.clean_phoenix(glosses.split()), tuple(expected.split()))
+
+    def test_phoenix_train_annotations_are_cleaned_as_sentences(self):
+        for text, expected in (
+                ("WIE AUSSEHEN ZEIGEN __PU__ ", "WIE-AUSSEHEN ZEIGEN-BILDSCHIRM"),
+                ("A B C REGEN", "A+B+C REGEN"), ("HEUTE S CH", "HEUTE S CH"),
+                ("KOMMEN A B C D E", "KOMMEN A+B+C+D+E"), ("IN SCH L", "IN SCH L"),
+                ("IN SCH L WIND", "IN SCH+L WIND"), ("A NN E WIND", "A+NN+E WIND"),
+                ("REGEN REGEN REGEN WIND WIND", "REGEN WIND"),
+                ("REGEN-X REGEN-X WIND-PLUSPLUS WIND", "REGEN-X REGEN-X WIND"),
+                ("ÜBER BER", "ÜBER"), ("loc-SÜD  __EMOTION__  lh-NORDRAUM", "SÜD NORD")):
+            with self.subTest(text=text):
+                self.assertEqual(wer.clean_phoenix_annotation(text), tuple(expected.split()))
+
+    def test_stm_ctm_corpus_and_text_files_are_read_as_the_same_sentences(self):
+        sentences = {"s1": ("A", "B"), "s2": ("C",)}
+        for name, text in (
+                ("a.stm", ";; comment\ns1 1 x 0.0 1.79769e+308 A  B \n\ns2 1 x 0 1 <o,f0,m> C\n"),
+                ("a.ctm", ";; comment\ns1 1 0.0 0.1 A\ns2 1 0.3 0.1 C\ns1 1 0.0 0.1 B 0.9\n"),
+                ("a.corpus.csv", "id|folder|signer|annotation\ns1|f|x|A B\ns2|f|x|C\n")):
+            with self.subTest(name=name):
+                self.assertEqual(wer.read_sentences(self.write(name, text)), sentences)
+        self.assertEqual(wer.read_sentences(self.write("a.txt", "A B\nC\n")),
+                         {1: ("A", "B"), 2: ("C",)})
+        self.assertEqual(wer.read_sentences(self.write("empty.stm", "s1 1 x 0.0 1.0\n")),
+                         {"s1": ()})
+
+    def test_a_malformed_line_is_refused_with_file_and_line(self):
+        stm, ctm = "s1 1 x 0.0 1.0 A\n", "s1 1 0.5 0.1 A\n"
+        for name, text, line, word in (
+                ("a.stm", stm + "s2 1 x 0.0\n", ":2:", "4 fields, expected id channel signer"),
+                ("a.stm", stm + "s2 1 x zero 1.0 A\n", ":2:", "'zero', expected a finite number"),
+                ("a.stm", stm + "s2 1 x 0.0 inf A\n", ":2:", "'inf', expected a finite"),
+                ("a.stm", stm + "s2 1 x 1.0 1.0 A\n", ":2:", "expected a time and a later one"),
+                ("a.stm", stm + "s2 1 x -1.0 1.0 A\n", ":2:", "expected a time and a later one"),
+                ("a.stm", stm + stm, ":2:", "s1 again"),
+                ("a.stm", stm + "s2 1 x 0.0 1.0 { A / B }\n", ":2:", "'{' is markup"),
+                ("a.stm", stm + "s2 1 x 0.0 1.0 A (B)\n", ":2:", "'(B)' is markup"),
+                ("a.stm", stm + "s2 1 x 0.0 1.0 IGNORE_TIME_SEGMENT_IN_SCORING\n", ":2:", "markup"),
+                ("a.stm", ";; nothing\n", "", "no sentences, expected lines of STM"),
+                ("a.ctm", ctm + "s1 1 0.6 0.1\n", ":2:", "4 fields, expected id channel start"),
+                ("a.ctm", ctm + "s1 1 0.6 0.1 A 0.9 B\n", ":2:", "7 fields"),
+                ("a.ctm", ctm + "s1 1 nan 0.1 A\n", ":2:", "'nan', expected a finite"),
+                ("a.ctm", ctm + "s1 1 0.6 0.1 A sure\n", ":2:", "'sure', expected a finite"),
+                ("a.ctm", ctm + "s1 1 0.6 -0.1 A\n", ":2:", "duration -0.1"),
+                ("a.ctm", ctm + "\ns1 1 0.4 0.1 A\n", ":3:", "order of time"),
+                ("a.ctm", ctm + "s1 1 0.6 0.1 @\n", ":2:", "'@' is markup"),
+                ("a.ctm", "", "", "no sentences, expected lines of CTM"),
+                ("a.ctm", b"s1 1 0.5 0.1 \xff\n", "", "byte 13 is not UTF-8"),
+                ("a.csv", "id|folder|signer|annotation\ns1|f|x\n", ":2:", "3 columns")):
+            with self.subTest(text=text):
+                path = self.write(name, text)
+                with self.assertRaises(ValueError) as caught:
+                    wer.read_sentences(path)
+                self.assertIn(f"{path}{line}", str(caught.exception))
+                self.assertIn(word, str(caught.exception))
+
+    def test_the_program_scores_a_ctm_as_the_official_pipeline_does(self):
+        stm = self.write("dev.stm", "s1 1 x 0.0 1.79769e+308 A B C X Y\n"
+                                    "s2 1 x 0.0 1.79769e+308 loc-NORD ZEIGEN\ns3 1 x 0.0 9 D E\n")
+        ctm = self.write("hyp.ctm", "s1 1 0.0 0.1 x\ns1 1 0.1 0.1 lh-y\ns1 1 0.2 0.1 P\n"
+                                    "s1 1 0.3 0.1 Q\ns1 1 0.4 0.1 R\ns2 1 0.0 0.1 loc-NORD\n"
+                                    "s2 1 0.1 0.1 ZEIGEN\ns2 1 0.2 0.1 __EMOTION__\n")
+        _, out, err = self.program(wer.main, stm, ctm, "--scoring", "sclite", "--clean", "phoenix",
+                                   "--show", "--json")
+        result = json.loads(out)
+        self.assertEqual([result[key] for key in ("hits", "substitutions", "deletions",
+                                                  "insertions", "missing")], [2, 2, 5, 3, ["s3"]])
+        for line in ("  ref  a b c x y * * *", "  hyp  * * * x y p q r", "       D D D     I I I",
+                     "      1  loc-nord -> nord", "               1-5          3      10  111.1%",
+                     "1 sentences have no hypothesis, all deletions: s3"):
+            self.assertIn(f"{line}\n", err)
+        self.assertIn("WER 111.11% (10 errors in 9 glosses", err)
+        _, out, _ = self.program(wer.main, stm, ctm)
+        self.assertIn("(8 errors in 9 glosses", out)
+
+    def test_sentences_that_the_reference_does_not_have_are_refused(self):
+        stm = self.write("dev.stm", "s1 1 x 0.0 1.0 A\n")
+        text = self.write("hyp.txt", "A\n")
+        self.assert_refused(wer.main, [stm, self.write("hyp.ctm", "s9 1 0.0 0.1 A\n")],
+                            "hyp.ctm", "1 ids that", "s9")
+        self.assert_refused(wer.main, [stm, text], "one is plain text, the other has ids")
+
+    def test_long_alignments_are_shown_in_lines_that_fit(self):
+        glosses = " ".join(f"GLOSS{k}" for k in range(30))
+        files = self.write("a.txt", glosses + "\n"), self.write("b.txt", glosses + " MORE\n")
+        _, out, _ = self.program(wer.main, *files, "--show")
+        shown = out[:out.index("Most confused")].split("\n")
+        self.assertLessEqual(max(map(len, shown)), 100)
+        self.assertEqual(" ".join(line[7:] for line in shown if line.startswith("  ref")),
+                         glosses + " *")
 
     def test_the_program_prints_a_report_or_one_json_object(self):
         ref, hyp = self.write("ref.txt", "A B C\n\nD\n"), self.write("hyp.txt", "A X C\nY\nD\n")
@@ -610,6 +792,45 @@ def ctc_by_enumeration(log_probs, target):
     return -math.log(total)
 
 
+def decoding_by_enumeration(log_probs, lm):
+    """The classes whose paths have the highest probability together, times the language model's."""
+    total, frames = {}, log_probs.tolist()
+    for path in itertools.product(range(log_probs.shape[1]), repeat=log_probs.shape[0]):
+        classes = tuple(k for k, _ in itertools.groupby(path) if k != 0)
+        probability = math.exp(sum(frame[k] for frame, k in zip(frames, path)))
+        total[classes] = total.get(classes, 0) + probability
+    if lm is not None:
+        for classes in total:
+            total[classes] *= math.exp(sum(lm[a, b].item()
+                                           for a, b in zip((0, *classes), (*classes, 0))))
+    return max(total, key=total.get)
+
+
+def textbook_beam_search(log_probs, width, lm):
+    """CTC prefix beam search with a dictionary of prefixes, in probabilities."""
+    beam = {(): (1.0, 0.0)}  # prefix -> of paths that end with a blank, of paths that do not
+    for frame in log_probs:
+        new = {}
+        for prefix, (blank, other) in beam.items():
+            for k, p in ((k, math.exp(value)) for k, value in enumerate(frame)):
+                a, b = new.get(prefix, (0.0, 0.0))
+                if k == 0:
+                    new[prefix] = a + (blank + other) * p, b
+                    continue
+                if prefix and k == prefix[-1]:
+                    new[prefix] = a, b + other * p
+                    start = blank
+                else:
+                    start = blank + other
+                a, b = new.get((*prefix, k), (0.0, 0.0))
+                grown = start * p * math.exp(lm[prefix[-1] if prefix else 0][k])
+                new[(*prefix, k)] = a, b + grown
+        beam = dict(sorted(new.items(), key=lambda item: -sum(item[1]))[:width])
+    end = {prefix: sum(parts) * math.exp(lm[prefix[-1] if prefix else 0][0])
+           for prefix, parts in beam.items()}
+    return max(end, key=end.get)
+
+
 class TeacherNetwork(FolderTestCase):
     """teacher.py: the network, its loss and its decoding"""
 
@@ -732,6 +953,70 @@ class TeacherNetwork(FolderTestCase):
         logits = F.one_hot(torch.tensor(paths), 3).float()
         self.assertEqual(teacher.greedy_decode(logits, torch.tensor([6, 4, 2]), vocabulary),
                          [("A", "A", "B"), ("B", "A"), ()])
+
+
+    def test_beam_search_finds_the_most_probable_glosses_over_all_alignments(self):
+        generator, repeats = torch.Generator().manual_seed(0), 0
+        vocabulary = [teacher.BLANK, "A", "B", "C"]
+        for case in range(24):
+            logits = 1.5 * torch.randn(2, 5, 4, generator=generator)
+            lengths, lm = torch.tensor([5, 3]), None
+            if case % 3 == 0:
+                logits += 2 * F.one_hot(torch.tensor([1, 0, 1, 2, 0]), 4)
+            if case % 2:
+                lm = torch.randn(4, 4, generator=generator).log_softmax(dim=1)
+            found = teacher.beam_decode(logits, lengths, vocabulary, 400, lm)
+            for row, n, glosses in zip(logits, lengths, found):
+                expected = decoding_by_enumeration(row[:n].log_softmax(dim=1), lm)
+                self.assertEqual(glosses, tuple(vocabulary[k] for k in expected))
+                repeats += any(a == b for a, b in zip(glosses, glosses[1:]))
+        self.assertGreaterEqual(repeats, 2)
+
+    def test_a_narrow_beam_is_that_of_the_textbook(self):
+        generator, kept_out = torch.Generator().manual_seed(0), 0
+        vocabulary = [teacher.BLANK, *"ABCDEFGH"]
+        lm = 0.5 * torch.randn(9, 9, generator=generator).log_softmax(dim=1)
+        for case in range(20):
+            logits = torch.randn(1, 12, 9, generator=generator)
+            for weighted, symbols in ((lm, 8), (0 * lm, None)):
+                found = [teacher.beam_decode(logits, torch.tensor([12]), vocabulary, width,
+                                             weighted if symbols else None, symbols)[0]
+                         for width in (1, 3, 10)]
+                for width, glosses in zip((1, 3, 10), found):
+                    expected = textbook_beam_search(logits[0].log_softmax(dim=1).tolist(), width,
+                                                    weighted.tolist())
+                    self.assertEqual(glosses, tuple(vocabulary[k] for k in expected))
+            kept_out += found[0] != found[2]
+        self.assertGreater(kept_out, 5)
+
+    def test_true_repeats_survive_beam_search(self):
+        logits = 9 * F.one_hot(torch.tensor([[1, 1, 0, 1, 2, 2]]), 3).float()
+        for width in (2, 10):
+            self.assertEqual(teacher.beam_decode(logits, torch.tensor([6]), ["", "A", "B"], width),
+                             [("A", "A", "B")])
+
+    def test_beam_search_ignores_padding_and_the_rest_of_the_batch(self):
+        generator = torch.Generator().manual_seed(0)
+        logits, lengths = torch.randn(4, 9, 40, generator=generator), torch.tensor([9, 4, 1, 7])
+        vocabulary = [str(k) for k in range(40)]
+        together = teacher.beam_decode(logits, lengths, vocabulary, 10)
+        for k, n in enumerate(lengths):
+            alone = teacher.beam_decode(logits[k:k + 1, :n], lengths[k:k + 1], vocabulary, 10)
+            self.assertEqual(alone, together[k:k + 1])
+
+    def test_the_language_model_is_how_much_likelier_a_gloss_is_after_another(self):
+        sentences = [("A", "B"), ("A", "B"), ("A", "C", "unknown")]
+        lm = teacher.bigram_lm(sentences, [teacher.BLANK, "A", "B", "C", "D"]).exp()
+        frequency = [(n + 1) / (9 + 5) for n in (3, 3, 2, 1, 0)]  # end, A, B, C, D and one each
+        lm = (lm * torch.tensor(frequency)).tolist()
+        for row in lm:
+            self.assertAlmostEqual(sum(row), 1)
+        kept, freed = (2 - 0.5) / 3, 2 * 0.5 / 3                  # A B was seen twice of 3
+        self.assertAlmostEqual(lm[1][2], kept + freed * frequency[2])
+        self.assertAlmostEqual(lm[1][4], freed * frequency[4])
+        self.assertAlmostEqual(lm[0][1], (3 - 0.5) / 3 + 0.5 / 3 * frequency[1])
+        for p, expected in zip(lm[4], frequency):                 # D was never seen
+            self.assertAlmostEqual(p, expected)
 
 
 class TeacherData(FolderTestCase):
@@ -1144,6 +1429,33 @@ class TeacherTraining(FolderTestCase):
         for flags in (["--evaluate", best], ["--output_dir", self.folder]):
             _, out, _ = self.program(teacher.main, "--predict", file, "--device", "cpu", *flags)
             self.assertEqual(out, f"{file}: {' '.join(expected['test-0000'])}\n")
+
+    def test_evaluate_and_predict_search_a_beam_with_the_train_annotations_bigrams(self):
+        best = self.train(name="beam") / "best_i3d.pth"
+        model, checkpoint = teacher.load_teacher(best)
+        corpus = teacher.read_corpus(checkpoint["config"]["data_dir"])
+        vocabulary = checkpoint["vocabulary"]
+        lm = 3 * teacher.bigram_lm([s.glosses for s in corpus["train"]], vocabulary)
+        expected = {}
+        for sentence in corpus["test"]:
+            features = torch.from_numpy(sentence_features(sentence))[None]
+            with torch.no_grad():
+                logits, lengths = model(features, torch.tensor([features.shape[1]]))
+            expected[sentence.id] = teacher.beam_decode(logits, lengths, vocabulary, 4, lm)[0]
+        flags = ["--evaluate", best, "--beam_width", 4, "--lm_weight", 3, "--device", "cpu"]
+        _, out, _ = self.program(teacher.main, *flags, "--split", "test", "--json")
+        found = {name: tuple(glosses) for name, glosses in json.loads(out)["hypotheses"].items()}
+        self.assertEqual(found, expected)
+        file = corpus["test"][0].features
+        _, out, _ = self.program(teacher.main, "--predict", file, *flags)
+        self.assertEqual(out.rstrip(), f"{file}: {' '.join(expected[corpus['test'][0].id])}"
+                         .rstrip())
+        for flags, word in (
+                (["--evaluate", best, "--beam_width", 0], "--beam_width 0"),
+                (["--evaluate", best, "--lm_weight", -1], "--lm_weight -1.0"),
+                (["--evaluate", best, "--lm_weight", "inf"], "--lm_weight inf"),
+                (["--beam_width", 10], "expected with --evaluate or --predict")):
+            self.assert_refused(teacher.main, flags, word)
 
     def test_evaluating_changes_nothing_of_a_model_in_training(self):
         data = teacher.read_data(str(self.corpus()))

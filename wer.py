@@ -1,29 +1,51 @@
 """Word error rate of sign language recognition, at corpus level.
 
     $ python wer.py reference.txt hypothesis.txt        # a sentence a line, glosses between blanks
-    $ python wer.py reference.txt hypothesis.txt --json
+    $ python wer.py dev.stm hypothesis.ctm --scoring sclite --clean phoenix    # as is published
+    $ python wer.py dev.corpus.csv hypothesis.ctm --show --json
 
 WER = (substitutions + deletions + insertions) / reference glosses, all summed over the corpus
 before the one division: not an average over sentences, and never capped, so a hypothesis with
 many insertions has a WER above 1.
 
-Errors are Levenshtein's: the fewest substitutions, deletions and insertions that turn the
-reference into the hypothesis. Several alignments can share that minimum; the counts are those of
-the one with the most hits, which makes them unique.
+"levenshtein" counts the fewest errors that turn the reference into the hypothesis, and of the
+alignments that share that minimum one with the most hits, which makes the counts unique.
+"sclite" counts as NIST's scorer does: glosses are the same in any (ASCII) case, the alignment is
+the cheapest at 4 a substitution and 3 a deletion or insertion, and of equally cheap ones it is
+the one that sclite takes. It can have more errors than the fewest.
 """
 
 import argparse
+import contextlib
 import csv
 import json
 import math
+import re
+import string
+import sys
+from collections import Counter
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import NamedTuple
+
+import numpy as np
 
 # Names of the columns that hold id, signer and glosses.
 COLUMNS = (("id", "signer", "annotation"),   # Phoenix-2014: id|folder|signer|annotation
            ("name", "speaker", "orth"))      # -2014-T: name|video|start|end|speaker|orth|...
 
+# What a substitution, insertion, deletion adds to the value of an alignment, an integer of three
+# fields: cost, then a rank between moves of equal cost, then the number of substitutions. Fewer
+# substitutions at equal errors are more hits. sclite, tracing back from the sentences' ends,
+# takes a pair where it can, else an insertion, else a deletion: so ranked, the smaller value is
+# its choice; the rank (TIE) is dropped after each choice.
+TIE = 1 << 20
+COST = TIE << 2
+KEEP = ~(3 * TIE)
+WEIGHTS = {"levenshtein": (COST + 1, COST, COST),
+           "sclite": (4 * COST + 1, 3 * COST + TIE, 3 * COST + 2 * TIE)}
+SMALL = 500  # table cells; above, rows of Python integers are slower than diagonals of an array
+FOLD = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
 @dataclass(frozen=True)
 class WordErrors:
@@ -65,51 +87,210 @@ def _fraction(part, whole):
     return part / whole if whole else float("inf") if part else 0.0
 
 
-def count_errors(ref, hyp):
+def count_errors(ref, hyp, scoring="levenshtein"):
     """(hits, substitutions, deletions, insertions) of two sequences of hashable tokens.
 
-    One row of the Levenshtein table (Wagner & Fischer 1974) over integers that order alignments
-    first by errors, then by hits: an error weighs `error`, more than all hits together can take
-    off. No backtrace is needed: the four counts follow from the two lengths, errors and hits.
+    Tokens are compared as they are: score() is what folds case for sclite.
     """
-    error = min(len(ref), len(hyp)) + 1
-    row = [error * j for j in range(len(hyp) + 1)]
-    for i, token in enumerate(ref, 1):
-        diagonal, row[0] = row[0], error * i
+    ends, ref, hyp = _middle(ref, hyp, scoring == "levenshtein")
+    n, m = len(ref), len(hyp)
+    if n == 0 or m == 0:
+        return ends, 0, n, m
+    substitution, insertion, _ = weights = WEIGHTS[scoring]
+    if n * m > SMALL:
+        value = _corner(ref, hyp, weights)
+    elif scoring == "levenshtein":
+        value = _levenshtein(ref, hyp)
+    else:
+        value = _table(ref, hyp, weights)[-1][-1]
+    substitutions = value % TIE
+    gaps = (value - substitutions * substitution) // (insertion & KEEP)
+    hits = (n + m - gaps) // 2 - substitutions
+    return ends + hits, substitutions, n - hits - substitutions, m - hits - substitutions
+
+
+def _middle(ref, hyp, both):
+    """(number of tokens left out, ref, hyp) without their equal ends, or only without the last.
+
+    Those are hits of a best alignment and need no table. For sclite only the last are hits of the
+    alignment that it takes.
+    """
+    n, m = len(ref), len(hyp)
+    begin = count = 0
+    shorter = n if n < m else m
+    while count < shorter and ref[-1 - count] == hyp[-1 - count]:
+        count += 1
+    n, m, shorter = n - count, m - count, shorter - count
+    while both and begin < shorter and ref[begin] == hyp[begin]:
+        begin += 1
+    return begin + count, ref[begin:n], hyp[begin:m]
+
+
+def _table(ref, hyp, weights):
+    """Rows of the best alignments' values of all beginnings (Wagner & Fischer 1974)."""
+    substitution, insertion, deletion = weights
+    table = [[j * (insertion & KEEP) for j in range(len(hyp) + 1)]]
+    for token in ref:
+        above = table[-1]
+        left = above[0] + (deletion & KEEP)
+        row = [left]
+        for other, diagonal, up in zip(hyp, above, above[1:]):
+            best = diagonal if token == other else diagonal + substitution
+            if left + insertion < best:
+                best = left + insertion
+            if up + deletion < best:
+                best = up + deletion
+            left = best & KEEP
+            row.append(left)
+        table.append(row)
+    return table
+
+
+def _levenshtein(ref, hyp):
+    """The last value of _table for "levenshtein", in half its time: one row, no rank to drop."""
+    substitution, error, _ = WEIGHTS["levenshtein"]
+    row = [j * error for j in range(len(hyp) + 1)]
+    for token in ref:
+        diagonal = row[0]
+        left = row[0] = diagonal + error
         for j, other in enumerate(hyp, 1):
-            matched = diagonal + (-1 if token == other else error)
+            best = diagonal if token == other else diagonal + substitution
             diagonal = row[j]
-            row[j] = min(matched, row[j] + error, row[j - 1] + error)
-    errors = -(-row[-1] // error)
-    hits = errors * error - row[-1]
-    insertions = hits + errors - len(ref)
-    deletions = insertions + len(ref) - len(hyp)
-    return hits, errors - insertions - deletions, deletions, insertions
+            gap = (left if left < diagonal else diagonal) + error
+            row[j] = left = gap if gap < best else best
+    return left
+
+
+def _corner(ref, hyp, weights):
+    """The last value of _table, by its diagonals i + j = d: a cell needs only d - 1 and d - 2."""
+    substitution, insertion, deletion = weights
+    numbers, n, m = {}, len(ref), len(hyp)
+    ref, hyp = (np.array([numbers.setdefault(token, len(numbers)) for token in tokens])
+                for tokens in (ref, hyp[::-1]))
+    last, new = np.zeros(n + 1, np.int64), np.zeros(n + 1, np.int64)  # by i, of d - 1 and d - 2
+    for d in range(1, n + m + 1):
+        first, end = max(1, d - m), min(n + 1, d)  # rows i that have both a token and j = d - i > 0
+        if first < end:
+            cells = new[first - 1:end - 1] + substitution * (
+                ref[first - 1:end - 1] != hyp[m - d + first:m - d + end])
+            np.minimum(cells, last[first:end] + insertion, out=cells)
+            np.minimum(cells, last[first - 1:end - 1] + deletion, out=cells)
+            new[first:end] = cells & KEEP
+        if d <= m:
+            new[0] = d * (insertion & KEEP)
+        if d <= n:
+            new[d] = d * (deletion & KEEP)
+        last, new = new, last
+    return int(last[n])
+
+
+def align(ref, hyp, scoring="levenshtein"):
+    """[(ref token or None, hyp token or None)]: the alignment that count_errors counts."""
+    substitution, insertion, deletion = weights = WEIGHTS[scoring]
+    table, pairs, i, j = _table(ref, hyp, weights), [], len(ref), len(hyp)
+    while i or j:
+        moves = []
+        if i and j:
+            same = ref[i - 1] == hyp[j - 1]
+            moves.append((table[i - 1][j - 1] + (0 if same else substitution), 1, 1))
+        if j:
+            moves.append((table[i][j - 1] + insertion, 0, 1))
+        if i:
+            moves.append((table[i - 1][j] + deletion, 1, 0))
+        _, up, left = min(moves, key=lambda move: move[0])
+        pairs.append((ref[i - 1] if up else None, hyp[j - 1] if left else None))
+        i, j = i - up, j - left
+    return pairs[::-1]
 
 
 def edit_distance(ref, hyp):
-    """Levenshtein distance of two sequences of any hashable tokens (of two strings: letters)."""
-    return sum(count_errors(ref, hyp)[1:])
+    """Levenshtein distance of two sequences of any hashable tokens (of two strings: letters).
+
+    Bit-parallel (Myers 1999 as restated by Hyyro 2003): a column of the table is two integers
+    whose bit i says that the value rises or falls by one from row i to row i + 1.
+    """
+    _, ref, hyp = _middle(ref, hyp, True)
+    if not ref or not hyp:
+        return len(ref) + len(hyp)
+    where, bit, distance = {}, 1, len(ref)
+    for token in ref:
+        where[token] = where.get(token, 0) | bit
+        bit <<= 1
+    last, rises, falls = bit >> 1, bit - 1, 0
+    for token in hyp:
+        equal = where.get(token, 0)
+        diagonal = (((equal & rises) + rises) ^ rises) | equal | falls
+        up, down = falls | ~(diagonal | rises), diagonal & rises  # changes along the row
+        if up & last:
+            distance += 1
+        elif down & last:
+            distance -= 1
+        up = up << 1 | 1
+        rises, falls = (down << 1 | ~(diagonal | up)) & (bit - 1), up & diagonal
+    return distance
 
 
-def score(references, hypotheses):
+def score(references, hypotheses, scoring="levenshtein"):
     """WordErrors of a corpus.
 
     references, hypotheses: the same number of sentences in the same order, each a sequence of
-    glosses or a string of glosses between blanks. ValueError where the numbers differ.
+    glosses (strings, for sclite) or a string of glosses between blanks. scoring: "levenshtein",
+    or "sclite" for the counts of NIST's scorer. ValueError where the numbers differ, and for
+    another scoring.
     """
+    if scoring not in WEIGHTS:
+        raise ValueError(f"scoring {scoring!r}: expected {' or '.join(WEIGHTS)}")
     if len(references) != len(hypotheses):
         raise ValueError(f"{len(references)} references but {len(hypotheses)} hypotheses: "
                          f"expected one hypothesis a reference")
-    counts = [count_errors(_glosses(ref), _glosses(hyp))
+    fold = scoring == "sclite"
+    counts = [count_errors(_glosses(ref, fold), _glosses(hyp, fold), scoring)
               for ref, hyp in zip(references, hypotheses)]
     totals = [sum(column) for column in zip(*counts)] or [0, 0, 0, 0]
     wrong = sum(any(sentence[1:]) for sentence in counts)
     return WordErrors(*totals, sentences=len(counts), sentence_errors=wrong)
 
 
-def _glosses(sentence):
-    return sentence.split() if isinstance(sentence, str) else list(sentence)
+def _glosses(sentence, fold=False):
+    if isinstance(sentence, str):
+        return (sentence.translate(FOLD) if fold else sentence).split()
+    return [gloss.translate(FOLD) for gloss in sentence] if fold else list(sentence)
+
+
+# Phoenix-2014's clean-up, in its order: pattern, replacement. Patterns with blanks are for whole
+# annotations, where they join fingerspelt letters; a hypothesis is cleaned gloss by gloss.
+PHOENIX = (
+    *((mark, "") for mark in ("loc-", "cl-", "qu-", "poss-", "lh-")),
+    ("S0NNE", "SONNE"), ("HABEN2", "HABEN"),
+    *((mark, "") for mark in ("__EMOTION__", "__PU__", "__LEFTHAND__")),
+    ("WIE AUSSEHEN", "WIE-AUSSEHEN"),
+    ("ZEIGEN ", "ZEIGEN-BILDSCHIRM "), ("ZEIGEN$", "ZEIGEN-BILDSCHIRM"),
+    ("[ +]([A-Z]) ([A-Z]) ", r" \1+\2 "),
+    *[("([ +][A-Z]) ([A-Z][ +])", r"\1+\2")] * 3,
+    ("([ +]SCH) ([A-Z][ +])", r"\1+\2"), ("([ +]NN) ([A-Z][ +])", r"\1+\2"),
+    ("([ +][A-Z]) (NN[ +])", r"\1+\2"), ("([ +][A-Z]) ([A-Z])$", r"\1+\2"),
+    ("([A-Z][A-Z])RAUM", r"\1"), ("-PLUSPLUS", ""),
+    *[(r"(?<![\w-])(\b[A-Z]+(?![\w-])) \1(?![\w-])", r"\1")] * 4)
+PHOENIX = tuple((re.compile(pattern, re.ASCII), replacement) for pattern, replacement in PHOENIX)
+PHOENIX_DROPS = ("__LEFTHAND__", "__EPENTHESIS__", "__EMOTION__")
+
+
+def clean_phoenix_annotation(text):
+    """The glosses, a tuple, of a raw Phoenix-2014 annotation as its official evaluation has them.
+
+    text: the annotation as it is in the corpus file, with its blanks. For train annotations; the
+    references of dev and test are scored as they are.
+    """
+    text = " " + text
+    for pattern, replacement in PHOENIX:
+        text = pattern.sub(replacement, text)
+    return tuple(gloss for gloss in text.split()
+                 if not any(mark in gloss for mark in PHOENIX_DROPS))
+
+
+def clean_phoenix(glosses):
+    """The glosses of a hypothesis, a tuple, after the clean-up of Phoenix-2014's evaluation."""
+    return tuple(clean for gloss in glosses for clean in clean_phoenix_annotation(gloss))
 
 
 class Annotation(NamedTuple):
@@ -157,29 +338,166 @@ def read_annotations(path):
 
 
 def read_sentences(path):
-    """The lines of a UTF-8 text file; an empty line is an empty sentence."""
+    """{id: tuple of glosses} of a .csv (corpus file), .stm or .ctm, else of lines of plain text.
+
+    A line of text is a sentence, its id the line's number (an int), an empty line an empty
+    sentence. STM and CTM are NIST's: "id channel signer begin end GLOSS ..." a sentence and
+    "id channel start duration GLOSS [confidence]" a gloss; ;; begins a comment line, channels are
+    not looked at. ValueError names file and line, and what was expected there.
+    """
+    suffix = Path(path).suffix.lower()
+    if suffix == ".csv":
+        return {a.id: a.glosses for a in read_annotations(path)}
     try:
-        return Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
+        lines = Path(path).read_text(encoding="utf-8-sig").removesuffix("\n").split("\n")
     except OSError as error:
         raise ValueError(f"{path}: {error.strerror}, expected a text file") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8, expected UTF-8 text") from error
+    if suffix not in (".stm", ".ctm"):
+        return {number: tuple(line.split()) for number, line in enumerate(lines, 1)}
+    read, sentences, starts = {".stm": _read_stm, ".ctm": _read_ctm}[suffix], {}, {}
+    for number, line in enumerate(lines, 1):
+        if line.strip() and not line.startswith(";;"):
+            try:
+                read(line.split(), sentences, starts)
+            except ValueError as error:
+                raise ValueError(f"{path}:{number}: {error}") from error
+    if not sentences:
+        raise ValueError(f"{path}: no sentences, expected lines of {suffix[1:].upper()}")
+    return sentences
+
+
+def _read_stm(fields, sentences, starts):
+    """Add one line of an STM file to sentences."""
+    if len(fields) < 5:
+        raise ValueError(f"{len(fields)} fields, expected id channel signer begin end GLOSS ...")
+    name, _, _, begin, end, *glosses = fields
+    if not 0 <= _seconds(begin) < _seconds(end):
+        raise ValueError(f"{begin} to {end}, expected a time and a later one")
+    if name in sentences:
+        raise ValueError(f"id {name} again, expected one segment an id")
+    if glosses and re.fullmatch("<.*>", glosses[0]):
+        del glosses[0]  # a label such as <o,f0,female>
+    sentences[name] = tuple(_plain(gloss) for gloss in glosses)
+
+
+def _read_ctm(fields, sentences, starts):
+    """Add one line of a CTM file to sentences; starts: id -> start of its latest gloss."""
+    if len(fields) not in (5, 6):
+        raise ValueError(f"{len(fields)} fields, expected id channel start duration GLOSS "
+                         f"[confidence]")
+    name, _, start, duration, gloss = fields[:5]
+    start, duration, *_ = (_seconds(field) for field in (start, duration, *fields[5:]))
+    if start < starts.get(name, 0) or duration < 0:
+        raise ValueError(f"start {start:g} after {starts.get(name, 0):g}, duration {duration:g}, "
+                         f"expected an id's glosses in the order of time")
+    starts[name] = start
+    sentences[name] = (*sentences.get(name, ()), _plain(gloss))
+
+
+def _seconds(field):
+    try:
+        number = float(field)
+    except ValueError:
+        number = math.nan
+    if not math.isfinite(number):
+        raise ValueError(f"{field!r}, expected a finite number")
+    return number
+
+
+def _plain(gloss):
+    """The gloss, unless sclite gives its letters a meaning of their own (alternatives, silence)."""
+    if re.search("[{}();]", gloss) or gloss in ("@", "IGNORE_TIME_SEGMENT_IN_SCORING"):
+        raise ValueError(f"{gloss!r} is markup of NIST's formats, expected plain glosses")
+    return gloss
+
+
+def pair(reference, hypothesis):
+    """(ids, references, hypotheses, ids without hypothesis) of two files, in the reference's order.
+
+    A sentence that the hypothesis does not have is empty there: all deletions. ValueError for an
+    id that the reference does not have, and for texts of different numbers of lines.
+    """
+    ref, hyp = read_sentences(reference), read_sentences(hypothesis)
+    lines = isinstance(next(iter(ref)), int)
+    if lines != isinstance(next(iter(hyp)), int):
+        raise ValueError(f"{reference} and {hypothesis}: one is plain text, the other has ids, "
+                         f"expected both or neither")
+    if lines and len(ref) != len(hyp):
+        raise ValueError(f"{hypothesis}: {len(ref)} references but {len(hyp)} hypotheses, expected "
+                         f"a line for each of {reference}")
+    if unknown := [name for name in hyp if name not in ref]:
+        raise ValueError(f"{hypothesis}: {len(unknown)} ids that {reference} does not have, "
+                         f"expected none: {' '.join(unknown[:5])}")
+    return (list(ref), list(ref.values()), [hyp.get(name, ()) for name in ref],
+            [name for name in ref if name not in hyp])
+
+
+def print_alignments(names, references, hypotheses, scoring, width=100):
+    """Print each sentence's alignment, the most confused pairs and errors by sentence length."""
+    confused, lengths, fold = Counter(), {}, scoring == "sclite"
+    margin = ("  ref ", "  hyp ", "      ")
+    for name, ref, hyp in zip(names, references, hypotheses):
+        pairs = align(_glosses(ref, fold), _glosses(hyp, fold), scoring)
+        marks = ["" if r == h else "I" if r is None else "D" if h is None else "S"
+                 for r, h in pairs]
+        confused.update(pair for pair, mark in zip(pairs, marks) if mark == "S")
+        errors = lengths.setdefault((len(ref) + 4) // 5, [0, 0, 0])
+        errors[:] = errors[0] + 1, errors[1] + len(ref), errors[2] + len(marks) - marks.count("")
+        print(name)
+        lines = margin
+        for (r, h), mark in zip(pairs, marks):
+            cells = ("*" if r is None else r, "*" if h is None else h, mark)
+            column = max(map(len, cells))
+            if len(lines[0]) + column >= width and lines is not margin:
+                print(*(line.rstrip() for line in lines), sep="\n")
+                lines = margin
+            lines = [f"{line} {cell:<{column}}" for line, cell in zip(lines, cells)]
+        print(*(line.rstrip() for line in lines), sep="\n")
+    print("Most confused (reference -> hypothesis)")
+    for (ref, hyp), times in confused.most_common(10):
+        print(f"  {times:>5}  {ref} -> {hyp}")
+    print("Glosses a sentence  sentences  errors  WER")
+    for fives, (sentences, glosses, errors) in sorted(lengths.items()):
+        span = f"{max(0, 5 * fives - 4)}-{5 * fives}" if fives else "0"
+        print(f"  {span:>16} {sentences:>10} {errors:>7}  {100 * _fraction(errors, glosses):.1f}%")
 
 
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
-    parser = argparse.ArgumentParser(description="Corpus word error rate of two text files.")
-    parser.add_argument("reference", help="text file, a sentence a line")
-    parser.add_argument("hypothesis", help="text file, line by line the reference's sentences")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser = argparse.ArgumentParser(description="Corpus word error rate of two files: .stm, .ctm, "
+                                                 "corpus .csv, or text with a sentence a line.")
+    parser.add_argument("reference", help="the sentences as they should be")
+    parser.add_argument("hypothesis", help="the recognised sentences; those missing are deletions")
+    parser.add_argument("--scoring", choices=WEIGHTS, default="levenshtein",
+                        help="the fewest errors, or NIST's way to align (default: %(default)s)")
+    parser.add_argument("--clean", choices=("phoenix",),
+                        help="clean the hypothesis (never the reference) as Phoenix-2014 does")
+    parser.add_argument("--show", action="store_true",
+                        help="print alignments, most confused pairs, errors by sentence length")
+    parser.add_argument("--json", action="store_true",
+                        help="the last line on stdout is one JSON object, all else is on stderr")
     parser.error = lambda message: parser.exit(2, f"wer.py: {message}\n")
     args = parser.parse_args(argv)
     try:
-        errors = score(read_sentences(args.reference), read_sentences(args.hypothesis))
+        names, references, hypotheses, missing = pair(args.reference, args.hypothesis)
     except ValueError as error:
         parser.exit(2, f"wer.py: {error}\n")
-    rate = errors.wer if math.isfinite(errors.wer) else None  # JSON has no infinity
-    print(json.dumps({**asdict(errors), "wer": rate, "ser": errors.ser}) if args.json else errors)
+    if args.clean:
+        hypotheses = [clean_phoenix(glosses) for glosses in hypotheses]
+    errors = score(references, hypotheses, args.scoring)
+    with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        if args.show:
+            print_alignments(names, references, hypotheses, args.scoring)
+        if missing:
+            print(f"{len(missing)} sentences have no hypothesis, all deletions: "
+                  f"{' '.join(map(str, missing))}")
+        print(errors)
+    if args.json:
+        rate = errors.wer if math.isfinite(errors.wer) else None  # JSON has no infinity
+        print(json.dumps({**asdict(errors), "wer": rate, "ser": errors.ser, "missing": missing,
+                          "scoring": args.scoring, "clean": args.clean}))
 
 
 if __name__ == "__main__":

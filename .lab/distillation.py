@@ -20,7 +20,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-from strategies import ROOT, spread
+from strategies import ROOT, recorded, spread
 
 RECORD = ROOT / ".lab/students.jsonl"
 
@@ -64,13 +64,8 @@ def run(args, seed):
     print(json.dumps(row), flush=True)
 
 
-def recorded(name):
-    rows = [json.loads(line) for line in RECORD.open()] if RECORD.exists() else []
-    return [row for row in rows if row["name"] == name]
-
-
 def table(name):
-    rows = recorded(name)
+    rows = recorded(name, RECORD)
     print(f"| {name}, {len(rows)} seeds | parameters | dev WER, best epoch | dev WER, last epoch "
           f"| test WER |\n|---|---|---|---|---|")
     for model in ("teacher", "student", "student without teacher"):
@@ -94,7 +89,7 @@ def main():
     parser.add_argument("--work", type=Path, default=Path("checkpoints/students"))
     parser.add_argument("--workers", type=int, default=2)
     args = parser.parse_args()
-    done = {row["seed"] for row in recorded(args.name)}
+    done = {row["seed"] for row in recorded(args.name, RECORD)}
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(lambda seed: run(args, seed), [s for s in args.seeds if s not in done]))
     table(args.name)

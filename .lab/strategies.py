@@ -54,8 +54,9 @@ def run(name, data_dir, strategy, epochs, seed, extra):
     print(json.dumps(row), flush=True)
 
 
-def recorded(name):
-    rows = [json.loads(line) for line in RECORD.open()] if RECORD.exists() else []
+def recorded(name, record=RECORD):
+    """The rows of a record (lines of JSON) that have this name."""
+    rows = [json.loads(line) for line in record.open()] if record.exists() else []
     return [row for row in rows if row["name"] == name]
 
 

@@ -63,7 +63,7 @@ class StudentConfig(teacher.TrainingConfig):
     blank_threshold: float = option(
         0.5, "frames that the teacher gives a higher probability of blank teach nothing",
         (lambda value: 0 < value <= 1, "above 0 and at most 1"))
-    channels: int = option(128, "of the student", teacher.at_least(1, 10 ** 4))
+    channels: int = option(128, "of the student", teacher.at_least(2, 10 ** 4))
 
 
 # ---------------------------------------------------------------- losses
@@ -80,7 +80,7 @@ def kd_loss(student_logits, teacher_logits, lengths, temperature, blank_threshol
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"logits of student {list(student_logits.shape)} and teacher "
                          f"{list(teacher_logits.shape)}, expected the same frames and classes")
-    valid = frame_mask(lengths.to(student_logits.device), student_logits.shape[1])
+    valid = frame_mask(lengths, student_logits.shape[1], student_logits.device)
     student_logits, teacher_logits = student_logits[valid].float(), teacher_logits[valid].float()
     divergence = F.kl_div((student_logits / temperature).log_softmax(dim=1),
                           (teacher_logits / temperature).log_softmax(dim=1), reduction="none",
@@ -89,9 +89,9 @@ def kd_loss(student_logits, teacher_logits, lengths, temperature, blank_threshol
     return temperature ** 2 * (divergence * kept).sum() / kept.sum().clamp(min=1)
 
 
-def frame_mask(lengths, frames):
-    """[B], T -> [B, T], true for the frames before each sentence's end."""
-    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+def frame_mask(lengths, frames, device):
+    """[B], T -> [B, T] on the device, true for the frames before each sentence's end."""
+    return torch.arange(frames, device=device) < lengths.to(device)[:, None]
 
 
 def distillation_loss(teacher_model, config):
@@ -102,7 +102,7 @@ def distillation_loss(teacher_model, config):
     """
     def loss(student, batch):
         logits, lengths = student(batch.features, batch.lengths)
-        ctc = teacher.ctc_losses(logits, lengths.cpu(), batch).mean()
+        ctc = teacher.ctc_losses(logits, lengths, batch).mean()
         if config.alpha == 0:
             return ctc
         with torch.no_grad():
@@ -142,9 +142,10 @@ class Halving(nn.Module):
         self.pointwise = nn.Linear(inputs, outputs, bias=False)
         self.norm = BatchNorm(outputs)
 
-    def forward(self, frames, mask, mask_after):
+    def forward(self, frames, mask, after):
+        """mask, after: the valid frames of what comes in and of what goes out."""
         frames = self.pointwise(depthwise(self.depthwise, frames, mask))
-        return F.relu(self.norm(frames, mask_after))
+        return F.relu(self.norm(frames, after))
 
 
 class Block(nn.Module):
@@ -191,13 +192,12 @@ class Student(nn.Module):
 
     def forward(self, features, lengths):
         """[B, T, D], [B] -> (logits [B, T', V], lengths' [B]); what lies past lengths' is noise."""
-        lengths = lengths.to(features.device)
         frames = self.stem((features - self.feature_mean) / self.feature_std)
-        mask = frame_mask(lengths, frames.shape[1])
+        mask = frame_mask(lengths, frames.shape[1], frames.device)
         for halving in self.halvings:
             lengths = (lengths + 1) // 2
-            mask_before, mask = mask, frame_mask(lengths, (frames.shape[1] + 1) // 2)
-            frames = halving(frames, mask_before, mask)                     # [B, T', C]
+            after = frame_mask(lengths, (frames.shape[1] + 1) // 2, frames.device)
+            frames, mask = halving(frames, mask, after), after              # [B, T', C]
         for block in self.blocks:
             frames = block(frames, mask)
         frames = F.dropout(self.norm(frames, mask), self.dropout, self.training)
@@ -320,6 +320,10 @@ def report(paths, data, device):
               f"{speeds[name]:>15.2f}{100 * errors.wer:>9.2f}%")
     print(f"(milliseconds: one CPU thread, one sentence at a time, mean over "
           f"{len(data.corpus[split][:TIMED])} sentences, median of {PASSES} passes)")
+    if alone := rows.get("student without teacher", {}).get(f"{split}_wer"):
+        gain = 1 - rows["student"][f"{split}_wer"] / alone
+        print(f"Distillation: {abs(gain):.0%} {'fewer' if gain >= 0 else 'more'} errors than the "
+              f"student makes without the teacher")
     return rows
 
 

@@ -1580,10 +1580,10 @@ class Distillation(FolderTestCase):
 
     def distill(self, *flags, name="student", epochs=2, status=0):
         """Run the program; its output directory."""
-        found, self.out, err = self.program(
+        found, self.out, self.err = self.program(
             distill.main, "--output_dir", self.folder / name, "--epochs", epochs, "--batch_size", 4,
             "--device", "cpu", *flags)
-        self.assertEqual(found, status, err)
+        self.assertEqual(found, status, self.err)
         return self.folder / name
 
     def test_the_distillation_loss_is_a_loop_over_valid_frames_and_classes(self):
@@ -1744,6 +1744,7 @@ class Distillation(FolderTestCase):
             main = teacher.main if path == source else distill.main
             _, out, _ = self.program(main, "--evaluate", path, "--split", "test", "--json")
             self.assertEqual(row["test_wer"], json.loads(out)["wer"])
+        self.assertRegex(self.err, r"Distillation: \d+% (fewer|more) errors")
         alphas = [json.loads((path / "log.jsonl").read_text().splitlines()[0])["arguments"]["alpha"]
                   for path in (folder, folder / "alone")]
         self.assertEqual(alphas, [distill.StudentConfig.alpha, 0.0])

@@ -44,7 +44,7 @@ TIMED, PASSES = 50, 5             # sentences whose time is taken, and how often
 class StudentConfig(teacher.TrainingConfig):
     """The student's. run_distillation takes data_dir and temporal_stride from the teacher."""
 
-    layers, checkpoint, loss_name = LAYERS, "best_student.pth", "train: KD and CTC, dev: CTC"
+    layers, checkpoint = LAYERS, "best_student.pth"
 
     data_dir: str = option("", "corpus directory (default: the teacher's)")
     output_dir: str = option("checkpoints/student", "where checkpoints, log and picture go")
@@ -64,6 +64,14 @@ class StudentConfig(teacher.TrainingConfig):
         0.5, "frames that the teacher gives a higher probability of blank teach nothing",
         (lambda value: 0 < value <= 1, "above 0 and at most 1"))
     channels: int = option(128, "of the student", teacher.at_least(2, 10 ** 4))
+
+    def __post_init__(self):
+        super().__post_init__()
+        self.teacher_checkpoint = str(Path(self.teacher_checkpoint).resolve())
+
+    @property
+    def loss_name(self):
+        return "train: distillation and CTC, dev: CTC" if self.alpha else super().loss_name
 
 
 # ---------------------------------------------------------------- losses
@@ -229,6 +237,8 @@ def load_student(path, device="cpu"):
 def export_student(model, path):
     """Write torch.export's program of the student: (features [B, T, D], lengths [B]) of any B, T.
 
+    features: float32, as they are in the files (standardising is inside). lengths: int64. Returns
+    what Student.forward does. OSError where path cannot be written.
     `torch.export.load(path).module()(features, lengths)` runs it without this project.
     """
     lengths = torch.tensor([40, 25])
@@ -245,11 +255,10 @@ def export_student(model, path):
 # ---------------------------------------------------------------- the program
 
 def read_teacher(path, device):
-    """load_teacher, frozen; ValueError where the file is a student's."""
+    """As load_teacher; ValueError where the file is a student's."""
     if "teacher_checkpoint" in teacher.load_checkpoint(path)["config"]:
         raise ValueError(f"{path}: a student's checkpoint, expected a teacher's best_i3d.pth")
-    model, checkpoint = teacher.load_teacher(path, device)
-    return model.requires_grad_(False), checkpoint
+    return teacher.load_teacher(path, device)
 
 
 def train_student(config, data, teacher_model, device, resume):
@@ -261,9 +270,15 @@ def train_student(config, data, teacher_model, device, resume):
     student.feature_std.copy_(data.std)
     last, path = None, Path(config.output_dir) / "last.pth"
     if resume and path.exists():
-        student, last = load_student(path)
-        teacher.check_same_data(data, config, last)
-        print(f"Going on after epoch {last['epoch']} of {path}")
+        begun, last = load_student(path)
+        flags = dataclasses.asdict(config)
+        if any(flags.get(name) != value for name, value in last["config"].items()
+               if name not in teacher.ANYWAY):
+            last = None  # of an earlier run with other flags: train() moves it aside
+        else:
+            student = begun
+            teacher.check_same_data(data, config, last)
+            print(f"Going on after epoch {last['epoch']} of {path}")
     return teacher.train(student.to(device), data, config, device, last=last,
                          loss_function=distillation_loss(teacher_model, config))
 
@@ -278,7 +293,11 @@ def run_distillation(given, resume, export=None, no_baseline=False):
     path = given.get("teacher_checkpoint", StudentConfig.teacher_checkpoint)
     device = teacher.pick_device(given.get("device", StudentConfig.device))
     teacher_model, checkpoint = read_teacher(path, device)
-    own = {name: checkpoint["config"][name] for name in ("data_dir", "temporal_stride")}
+    if Path(path).resolve().parent == folder.resolve():
+        raise ValueError(f"--output_dir {folder}: {path} is there, expected another directory, so "
+                         f"that the teacher's files stay")
+    own = {"data_dir": checkpoint["config"].get("data_dir", ""),
+           "temporal_stride": teacher_model.temporal_stride}
     config = StudentConfig(**{**own, **given})
     if config.temporal_stride != teacher_model.temporal_stride:
         raise ValueError(f"--temporal_stride {config.temporal_stride}: {path} was trained with "
@@ -294,9 +313,10 @@ def run_distillation(given, resume, export=None, no_baseline=False):
         alone = dataclasses.replace(config, alpha=0.0, output_dir=str(folder / "alone"))
         train_student(alone, data, teacher_model, device, resume)
         paths["student without teacher"] = folder / "alone" / config.checkpoint
+    result = report(paths, data, device)
     if export:
         run_export(folder / config.checkpoint, export)
-    return report(paths, data, device)
+    return result
 
 
 def report(paths, data, device):
@@ -330,7 +350,7 @@ def report(paths, data, device):
 def milliseconds(models, sentences, data):
     """{name: milliseconds a sentence}, all models in turn so that they meet the same machine."""
     threads, times = torch.get_num_threads(), {name: [] for name in models}
-    inputs = [batch for batch in teacher.batches(sentences, data.vocabulary, 1, len(data.mean))]
+    inputs = list(teacher.batches(sentences, data.vocabulary, 1, len(data.mean)))
     torch.set_num_threads(1)
     with torch.inference_mode():
         for _ in range(PASSES):
@@ -359,13 +379,19 @@ def main(argv=None):
                         help="do not train the student without the teacher")
 
     def function(given):
-        options = {name: given.pop(name) for name in ("export", "no_baseline")}
-        if not options["export"] or not (given["evaluate"] or given["predict"]):
-            return teacher.run(given, StudentConfig, load_student,
-                               functools.partial(run_distillation, **options))
-        if unused := [name for name, value in given.items() if value and name != "evaluate"]:
-            raise ValueError(f"--{min(unused)}: expected --evaluate with --export without it")
-        return run_export(given["evaluate"], options["export"])
+        export, no_baseline = given.pop("export"), given.pop("no_baseline")
+        training = not (given["evaluate"] or given["predict"])
+        if no_baseline and not training:
+            raise ValueError("--no_baseline: a flag of training, expected without --evaluate and "
+                             "--predict")
+        if export is not None and (Path(export).suffix != ".pt2" or Path(export).is_dir()):
+            raise ValueError(f"--export {export}: expected a file name that ends in .pt2")
+        if training or export is None:
+            return teacher.run(given, StudentConfig, load_student, functools.partial(
+                run_distillation, export=export, no_baseline=no_baseline))
+        if unused := teacher.flags_given(given) - {"evaluate"}:
+            raise ValueError(f"--{min(unused)}: expected --evaluate and --export without it")
+        return run_export(given["evaluate"], export)
     teacher.run_program(parser, argv, function)
 
 

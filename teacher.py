@@ -106,8 +106,10 @@ class TrainingConfig:
     """What any run needs: saved in its checkpoints, and the only place of defaults.
 
     A program's own config adds its fields, `layers` (of its network, input to output),
-    `checkpoint` (name of the best epoch's file) and `loss_name` (for the picture).
+    `checkpoint` (name of the best epoch's file) and, where it is not this, `loss_name`.
     """
+
+    loss_name = "CTC, nats a gloss"
 
     data_dir: str = option("", "corpus directory (default: the built-in synthetic corpus)")
     output_dir: str = option("", "where checkpoints, log and picture go")
@@ -142,7 +144,7 @@ class TrainingConfig:
 class Config(TrainingConfig):
     """The teacher's."""
 
-    layers, checkpoint, loss_name = LAYERS, "best_i3d.pth", "CTC"
+    layers, checkpoint = LAYERS, "best_i3d.pth"
 
     output_dir: str = option("checkpoints/teacher", "where checkpoints, log and picture go")
     pretrained_weights: str = option(
@@ -807,8 +809,10 @@ def load_checkpoint(path, program="teacher.py"):
     """A checkpoint's content. ValueError for a file that is missing or anything else."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file, expected a checkpoint of {program}")
-    checkpoint, parts = adapt.load_file(path), ("model_state_dict", "vocabulary", "config")
-    if not isinstance(checkpoint, dict) or not all(checkpoint.get(part) for part in parts):
+    checkpoint, parts = adapt.load_file(path), {"model_state_dict": dict, "vocabulary": list,
+                                                "config": dict}
+    if not isinstance(checkpoint, dict) or not all(
+            isinstance(checkpoint.get(name), kind) for name, kind in parts.items()):
         raise ValueError(f"{path}: not a checkpoint of {program}, expected {', '.join(parts)}")
     return checkpoint
 
@@ -847,7 +851,7 @@ def curves_svg(rows, schedule, loss_name):
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 30}" height="510" '
            f'font-family="sans-serif" font-size="12"><path d="M0 0h999v999h-999z" fill="white"/>']
     for top, factor, unit, series in (
-            (40, 1, f"{loss_name}, nats a gloss", (("train loss", "loss", "#1f77b4"),
+            (40, 1, loss_name, (("train loss", "loss", "#1f77b4"),
                                           ("dev loss", "dev_loss", "#d62728"))),
             (280, 100, f"%, best {100 * best['wer']:.1f} at epoch {best['epoch']}",
              (("dev WER", "wer", "#d62728"),))):
@@ -999,6 +1003,11 @@ def set_random_state(state, device):
 # ---------------------------------------------------------------- the program
 
 ANYWAY = {"data_dir", "output_dir", "device"}  # flags of files and machines, not of a training
+
+
+def flags_given(given):
+    """Names of the flags of a command line that were given."""
+    return {name for name, value in given.items() if value is not None and value is not False}
 
 
 def move_aside(folder, names):
@@ -1217,7 +1226,7 @@ def main(argv=None):
         target = given.pop("write_corpus")
         if not target:
             return run(given, Config, load_teacher, run_training)
-        if unused := [name for name, value in given.items() if value and name not in ANYWAY]:
+        if unused := flags_given(given) - ANYWAY:
             raise ValueError(f"--{min(unused)}: expected --write_corpus without it")
         return run_write_corpus(target)
     run_program(parser, argv, function)

@@ -1604,7 +1604,7 @@ class Distillation(FolderTestCase):
             np.testing.assert_allclose(found, gradient, atol=1e-6)
 
     def test_at_high_temperature_the_loss_is_that_of_matching_centred_logits(self):
-        student, soft = torch.randn(2, 1, 3, 7).sub_(0)
+        student, soft = torch.randn(2, 1, 3, 7)
         student, soft = (x - x.mean(dim=2, keepdim=True) for x in (student, soft))
         loss = distill.kd_loss(student, soft, torch.tensor([3]), 50.0)
         expected = ((student - soft) ** 2).sum(dim=2).mean() / (2 * 7)  # Hinton et al., section 2.1
@@ -1646,6 +1646,7 @@ class Distillation(FolderTestCase):
         (batch,) = teacher.batches(data.corpus["train"], data.vocabulary, 8, 16)
         torch.manual_seed(0)
         big = teacher.I3DTeacher(16, len(data.vocabulary), hidden_size=8).eval()
+        nn.init.normal_(big.classifier.weight, std=9.0)
         student = distill.Student(16, len(data.vocabulary), 4, 16).eval()
         loss = {alpha: distill.distillation_loss(big, distill.StudentConfig(
             temperature=2.0, alpha=alpha, blank_threshold=1.0))(student, batch)
@@ -1656,12 +1657,19 @@ class Distillation(FolderTestCase):
         torch.testing.assert_close(loss[1], distill.kd_loss(logits, soft, lengths, 2.0))
         torch.testing.assert_close(loss[0], teacher.ctc_loss(student, batch))
         torch.testing.assert_close(loss[0.25], 0.25 * loss[1] + 0.75 * loss[0])
+        valid = torch.arange(soft.shape[1]) < lengths[:, None]
+        median = soft[valid].softmax(dim=1)[:, 0].median().item()
+        config = distill.StudentConfig(temperature=2.0, alpha=1.0, blank_threshold=median)
+        some = distill.distillation_loss(big, config)(student, batch)
+        torch.testing.assert_close(some, distill.kd_loss(logits, soft, lengths, 2.0, median))
+        self.assertNotAlmostEqual(some.item(), loss[1].item(), places=3)
 
     def test_the_teacher_stays_as_it_was_bit_for_bit(self):
         data = teacher.read_data(str(self.corpus()))
         big, _ = distill.read_teacher(self.teacher_file(), torch.device("cpu"))
         before = {name: value.clone() for name, value in big.state_dict().items()}
-        config = distill.StudentConfig(epochs=2, batch_size=4, output_dir=str(self.folder / "run"))
+        config = distill.StudentConfig(epochs=2, batch_size=4, output_dir=str(self.folder / "run"),
+                                       temporal_stride=4)
         data = data._replace(vocabulary=[teacher.BLANK, *teacher.GLOSSES])
         with contextlib.redirect_stdout(io.StringIO()):
             distill.train_student(config, data, big, torch.device("cpu"), resume=False)
@@ -1712,6 +1720,16 @@ class Distillation(FolderTestCase):
                 alone, _ = student(features[k:k + 1, :n], lengths[k:k + 1])
                 torch.testing.assert_close(alone[0], together[k, :frames[k]], rtol=0, atol=1e-5)
 
+    def test_statistics_of_batchnorm_are_those_of_the_valid_frames(self):
+        frames, mask = torch.randn(3, 9, 4), torch.arange(9) < torch.tensor([[9], [2], [5]])
+        frames[~mask] = 1e3
+        plain, masked = nn.BatchNorm1d(4), distill.BatchNorm(4)
+        found = masked(F.pad(frames, (0, 0, 0, 7), value=-1e3), F.pad(mask, (0, 7)))
+        torch.testing.assert_close(found[:, :9][mask], plain(frames[mask]))
+        torch.testing.assert_close(masked.running_mean, plain.running_mean)
+        torch.testing.assert_close(masked.running_var, plain.running_var)
+        torch.testing.assert_close(masked.eval()(frames, mask)[mask], plain.eval()(frames[mask]))
+
     def test_the_exported_file_agrees_with_the_student_at_every_length(self):
         torch.manual_seed(0)
         for stride in (2, 4, 8):
@@ -1761,6 +1779,12 @@ class Distillation(FolderTestCase):
         source = self.teacher_file(stride=8, data=self.corpus())
         folder = self.distill("--teacher_checkpoint", source, "--no_baseline")
         saved = torch.load(folder / "best_student.pth", weights_only=True)
+        frames = np.concatenate([np.load(path) for path in
+                                 (self.folder / "corpus").glob("features/train/*.npy")])
+        np.testing.assert_allclose(saved["model_state_dict"]["feature_mean"], frames.mean(0),
+                                   rtol=1e-4, atol=1e-5)
+        np.testing.assert_allclose(saved["model_state_dict"]["feature_std"], frames.std(0),
+                                   rtol=1e-4)
         self.assertEqual(saved["vocabulary"], [teacher.BLANK, *teacher.GLOSSES])
         self.assertEqual(saved["config"]["temporal_stride"], 8)
         self.assertEqual(saved["config"]["data_dir"], str(self.folder / "corpus"))
@@ -1793,9 +1817,30 @@ class Distillation(FolderTestCase):
                           for path in (whole, killed)]
                 self.assertTrue(all(torch.equal(v, states[1][k]) for k, v in states[0].items()))
 
+    def test_without_a_test_split_the_report_is_of_dev(self):
+        source = self.teacher_file(data=self.corpus())
+        (self.folder / "corpus/test.corpus.csv").unlink()
+        self.distill("--teacher_checkpoint", source, "--no_baseline", "--json")
+        result = json.loads(self.out)
+        _, out, _ = self.program(teacher.main, "--evaluate", source, "--split", "dev", "--json")
+        self.assertEqual(result["teacher"]["dev_wer"], json.loads(out)["wer"])
+        self.assertIn("dev WER", self.err)
+
+    def test_a_resumed_run_does_not_take_up_what_an_earlier_one_left(self):
+        flags = ["--teacher_checkpoint", self.teacher_file(data=self.corpus())]
+        folder = self.distill(*flags, "--channels", 8)
+        self.distill(*flags, "--channels", 12, "--no_baseline")  # as if killed before `alone/`
+        status, _, err = self.program(distill.main, "--resume", "--output_dir", folder)
+        self.assertEqual(status, 0, err)
+        alone = torch.load(folder / "alone/last.pth")
+        self.assertEqual(alone["config"]["channels"], 12)
+        self.assertEqual(len(alone["model_state_dict"]["norm.bias"]), 12)
+        self.assertEqual(torch.load(folder / "alone/earlier_1/last.pth")["config"]["channels"], 8)
+
     def test_a_student_is_evaluated_predicts_and_is_exported_by_the_program(self):
         folder = self.distill("--teacher_checkpoint", self.teacher_file(data=self.corpus()),
-                              "--no_baseline", "--export", self.folder / "a.pt2")
+                              "--no_baseline", "--export", self.folder / "a.pt2",
+                              "--learning_rate", 1e-9)  # best stays the first epoch, not the last
         best, file = folder / "best_student.pth", self.folder / "corpus/features/test/test-0001.npy"
         _, out, _ = self.program(distill.main, "--evaluate", best, "--split", "test", "--json")
         hypothesis = json.loads(out)["hypotheses"]["test-0001"]
@@ -1835,6 +1880,9 @@ class Distillation(FolderTestCase):
                 (["--blank_threshold", 0], ["--blank_threshold 0.0", "at most 1"]),
                 (["--channels", 0], ["--channels 0"]),
                 (["--pretrained_weights", "x"], ["unrecognized arguments", "--pretrained"]),
+                (["--output_dir", source.parent], ["teacher.pth is there", "another directory"]),
+                (["--export", self.folder / "student.pth"], ["--export", ".pt2"]),
+                (["--evaluate", student, "--no_baseline"], ["--no_baseline"]),
                 (["--evaluate", student, "--alpha", 0.5], ["--alpha: a flag of training"]),
                 (["--evaluate", student, "--export", self.folder / "x.pt2"], ["--output_dir", "without"]),
                 (["--resume"], ["last.pth", "no such file"]),

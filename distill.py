@@ -109,6 +109,7 @@ def distillation_loss(teacher_model, config):
     in evaluation mode, without gradients, on the same augmented features as the student.
     """
     def loss(student, batch):
+        """Scalar; CTC alone where alpha is 0, without asking the teacher."""
         logits, lengths = student(batch.features, batch.lengths)
         ctc = teacher.ctc_losses(logits, lengths, batch).mean()
         if config.alpha == 0:
@@ -379,6 +380,7 @@ def main(argv=None):
                         help="do not train the student without the teacher")
 
     def function(given):
+        """What the flags ask for; returns what --json prints."""
         export, no_baseline = given.pop("export"), given.pop("no_baseline")
         training = not (given["evaluate"] or given["predict"])
         if no_baseline and not training:

@@ -1737,7 +1737,8 @@ class Distillation(FolderTestCase):
             distill.export_student(student, self.folder / "student.pt2")
             program = torch.export.load(self.folder / "student.pt2").module()
             for lengths in ([1], [2], [7], [64], [301], [30, 12, 1], [3, 3]):
-                features, lengths = torch.randn(len(lengths), max(lengths), 5), torch.tensor(lengths)
+                features = torch.randn(len(lengths), max(lengths), 5)
+                lengths = torch.tensor(lengths)
                 (logits, frames), (expected, as_well) = (run(features, lengths)
                                                          for run in (program, student))
                 self.assertEqual(frames.tolist(), as_well.tolist())
@@ -1884,7 +1885,7 @@ class Distillation(FolderTestCase):
                 (["--export", self.folder / "student.pth"], ["--export", ".pt2"]),
                 (["--evaluate", student, "--no_baseline"], ["--no_baseline"]),
                 (["--evaluate", student, "--alpha", 0.5], ["--alpha: a flag of training"]),
-                (["--evaluate", student, "--export", self.folder / "x.pt2"], ["--output_dir", "without"]),
+                (["--evaluate", student, "--export", self.folder / "x.pt2"], ["--output_dir"]),
                 (["--resume"], ["last.pth", "no such file"]),
                 (["--output_dir", text], ["text.pth", "expected a directory"])):
             with self.subTest(flags=flags):

@@ -954,7 +954,6 @@ class TeacherNetwork(FolderTestCase):
         self.assertEqual(teacher.greedy_decode(logits, torch.tensor([6, 4, 2]), vocabulary),
                          [("A", "A", "B"), ("B", "A"), ()])
 
-
     def test_beam_search_finds_the_most_probable_glosses_over_all_alignments(self):
         generator, repeats = torch.Generator().manual_seed(0), 0
         vocabulary = [teacher.BLANK, "A", "B", "C"]

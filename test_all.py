@@ -15,12 +15,14 @@ import math
 import os
 import pickle
 import random
+import resource
 import signal
 import subprocess
 import sys
 import tempfile
 import unittest
 import xml.etree.ElementTree
+import zipfile
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from functools import lru_cache
@@ -1901,7 +1903,8 @@ class NothingLost(FolderTestCase):
     """a run that is killed, told to stop, or finds the disk full; KILLS=100 tries more instants"""
 
     def run_in(self, folder, module, *flags, at=None, code=""):
-        """The program as a process with `folder` as working directory; at: (function, line, signal)."""
+        """The program as a process with `folder` as working directory. at: (function, line of it,
+        signal) that it gets; code: what runs before."""
         folder.mkdir(exist_ok=True)
         if at:
             function, line, number = at
@@ -1910,7 +1913,8 @@ class NothingLost(FolderTestCase):
         else:
             code += f"import sys, {module}; {module}.main(sys.argv[1:])"
         return subprocess.run([sys.executable, "-c", code, *map(str, flags)], cwd=folder, text=True,
-                              capture_output=True, env={**os.environ, "PYTHONPATH": str(HERE)})
+                              capture_output=True, env={**os.environ, "PYTHONPATH": str(HERE),
+                                                        "OMP_NUM_THREADS": "1"})
 
     def flags(self, module):
         data = self.folder / "corpus"
@@ -1957,6 +1961,8 @@ class NothingLost(FolderTestCase):
                 else:
                     self.assertIn(status, (0, -signal.SIGKILL), done.stderr)
                 killed[function] += status != 0
+                if function in ("train_epoch", "evaluate"):
+                    self.assertTrue((folder / "run/last.pth").exists())
             self.assert_same_end(folder / "run", self.folder / f"{module} whole/run")
 
     def test_a_run_killed_at_any_instant_goes_on_to_the_very_same_end(self):
@@ -1968,6 +1974,17 @@ class NothingLost(FolderTestCase):
                 self.assertGreaterEqual(killed.total(), KILLS)
                 if "KILLS" in os.environ:
                     print(f"{module}: {killed.total()} kills, {dict(killed)}")
+
+    def test_what_a_kill_after_the_last_checkpoint_left_undone_is_done_by_resuming(self):
+        folder, flags = self.folder / "log", [*self.flags("teacher")[:-3], "--epochs", 1]
+        done = self.run_in(folder, "teacher", *flags, at=("write_log", 3, signal.SIGKILL))
+        self.assertEqual(done.returncode, -signal.SIGKILL, done.stderr)
+        self.assertEqual(torch.load(folder / "run/last.pth")["epoch"], 0)
+        self.assertEqual((folder / "run/log.jsonl").read_text().count("\n"), 1)  # its header
+        done = self.run_in(folder, "teacher", "--resume", "--output_dir", "run")
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        self.assertEqual((folder / "run/log.jsonl").read_text().count("\n"), 2)
+        self.assertTrue((folder / "run/curves.svg").exists())
 
     def test_sigterm_and_ctrl_c_finish_the_step_save_it_and_say_how_to_go_on(self):
         folder, flags = self.folder / "stopped", self.flags("teacher")
@@ -2011,6 +2028,450 @@ class NothingLost(FolderTestCase):
         self.assertEqual(list((self.folder / "run").iterdir()), [])
         self.assert_refused(teacher.main, ["--data_dir", data, "--output_dir", "/proc/run"],
                             "--output_dir /proc/run: cannot write there", "expected a directory")
+
+
+# What the hostile write into files, besides broken bytes.
+TOKENS = (b"../../etc/passwd", b"/", b"\0", b"\x1b[31m", b"\xff\xfe", b"\xef\xbb\xbf", b'"',
+          b"\r\n", b"|", b"\n", b" ", b"nan", b"1e999", b"-1", b"\x80\x05", b"cos\nsystem\n", b"R",
+          b"r\xff\xff\xff\xff", b"\x8e\0\0\0\0\xff\0\0\0", b"\xff\xff\xff\x7f", b"\0\0\0\x80",
+          b"(9999999999, 16)", b"'O'", b"'<f8'", b"h\0", b"q\0", b"t", b".", b"}", b"(")
+# Audit events (PEP 578) of a program that does more than read and compute.
+FORBIDDEN = ("os.system", "os.exec", "os.fork", "os.posix_spawn", "os.spawn", "subprocess.Popen",
+             "socket.", "os.remove", "os.rename", "os.mkdir", "os.rmdir", "os.truncate", "os.link",
+             "os.symlink", "os.chmod", "shutil.", "ctypes.dlopen", "webbrowser.open", "pty.spawn")
+
+
+def mutated(content, rng):
+    """Some bytes changed, put in, cut out, said twice, or all after some place lost."""
+    content = bytearray(content)
+    for _ in range(int(rng.integers(1, 5))):
+        start = int(rng.integers(len(content) + 1))
+        end = min(len(content), start + int(rng.choice((1, 4, 40))))
+        kind = rng.integers(6)
+        if kind == 0:
+            content[start:end] = rng.bytes(end - start)
+        elif kind == 1:
+            content[start:start] = rng.bytes(4)
+        elif kind == 2:
+            token = TOKENS[rng.integers(len(TOKENS))]
+            content[start:start + int(rng.choice((0, len(token))))] = token
+        elif kind == 3:
+            del content[start:end]
+        elif kind == 4:
+            content[start:start] = content[start:end]
+        elif rng.random() < 0.3:
+            del content[start:]
+    return bytes(content)
+
+
+def mutated_member(content, rng):
+    """A zip archive with one of its members mutated, its checksums right again."""
+    source, result = zipfile.ZipFile(io.BytesIO(content)), io.BytesIO()
+    names = source.namelist()
+    chosen = next((n for n in names if n.endswith("data.pkl")), names[0])
+    chosen = chosen if rng.random() < 0.8 else names[rng.integers(len(names))]
+    with zipfile.ZipFile(result, "w", source.infolist()[0].compress_type) as target:
+        for name in names:
+            inner = source.read(name)
+            target.writestr(name, mutated(inner, rng) if name == chosen else inner)
+    return result.getvalue()
+
+
+def fuzz_targets(folder):
+    """(name, content of a good file, what loads it) for every loader of the project."""
+    header, line = "id|folder|signer|annotation\n", "s1|s1/1/*.png|Signer01|A  B A \n"
+    torch.manual_seed(0)
+    weights = {"state_dict": {"module.Mixed_3b.b0.conv3d.weight": torch.randn(2, 3, 1, 1, 1),
+                              "logits.conv3d.bias": torch.randn(4), "epoch": torch.tensor(3)}}
+    tree = {"params": {"Mixed_3b/Branch_0/Conv3d_0a_1x1": {"Conv_0": {
+        "kernel": np.zeros((1, 1, 1, 3, 2), np.float32)}}}, "step": 7}
+    student = distill.Student(3, 4, 4, 4)
+    config = distill.StudentConfig(temporal_stride=4, channels=4)
+    optimizer = teacher.make_optimizer(student, config)
+    student(torch.randn(1, 9, 3), torch.tensor([9]))[0].sum().backward()
+    optimizer.step()
+    row = {"epoch": 0, "loss": 1.0, "dev_loss": None, "wer": 0.5}
+    checkpoint = {"model_state_dict": student.state_dict(), "config": dataclasses.asdict(config),
+                  "vocabulary": ["<blank>", "A", "B", "C"], "epoch": 0, "wer": 0.5,
+                  "optimizer": optimizer.state_dict(), "schedule": {"starts": (0,), "fresh": []},
+                  "random": teacher.random_state(torch.device("cpu")), "losses": [1.5, None],
+                  "header": {"seed": 0, "sentences": {"train": 1}}, "log": [row]}
+
+    def saved(content, **options):
+        file = io.BytesIO()
+        torch.save(content, file, **options)
+        return file.getvalue()
+
+    def array(write):
+        file = io.BytesIO()
+        write(file, np.arange(60, dtype=np.float32).reshape(20, 3))
+        return file.getvalue()
+
+    def go_on(path):
+        model, last = distill.load_student(path)
+        begun = teacher.resumed_config({}, last, path, distill.StudentConfig)
+        data = teacher.Data({"train": [None]}, {}, ["<blank>", "A", "B", "C"], *[None] * 4)
+        with contextlib.redirect_stdout(io.StringIO()):
+            teacher.restore(last, path, teacher.make_optimizer(model, begun), data,
+                            torch.device("cpu"))
+
+    def load(path):
+        return adapt.load_pretrained(teacher.I3DTeacher(3, 4, hidden_size=4), path)
+
+    yield "a.corpus.csv", (header + line + line.replace("s1", "s2")).encode(), wer.read_annotations
+    yield "t.corpus.csv", ("name|video|start|end|speaker|orth|translation\n"
+                           "s1|v|-1|-1|S|A B|x\n").encode(), wer.read_annotations
+    yield "a.stm", b"s1 1 x 0.0 1.79769e+308 A B\ns2 1 x 0 1 <o,f0,m> C\n", wer.read_sentences
+    yield "a.ctm", b"s1 1 0.0 0.1 A\ns1 1 0.2 0.1 B 0.9\ns2 1 0 1 C\n", wer.read_sentences
+    yield "a.txt", "A B\n\nÄ C\n".encode(), wer.read_sentences
+    yield "a.npy", array(np.save), teacher.read_features
+    yield "a.npz", array(np.savez), teacher.read_features
+    yield "b.npz", array(np.savez_compressed), teacher.read_features
+    yield "zip.pth", saved(weights), adapt.read_checkpoint
+    yield "legacy.pth", saved(weights, _use_new_zipfile_serialization=False), adapt.read_checkpoint
+    yield "jax.ckpt", pickle.dumps(tree), adapt.read_checkpoint
+    yield "best_student.pth", saved(checkpoint), distill.load_student
+    yield "last.pth", saved(checkpoint), go_on
+
+
+def hostile_files(folder):
+    """(path, what loads it, words of the refusal): by someone who knows the loaders."""
+    folder.mkdir()
+
+    def write(name, content):
+        (folder / name).write_bytes(content)
+        return folder / name
+
+    def npy(shape, kind, data):
+        header = f"{{'descr': {kind!r}, 'fortran_order': False, 'shape': {shape}, }}\n"
+        return b"\x93NUMPY\x01\0" + len(header).to_bytes(2, "little") + header.encode() + data
+
+    def saved(name, content, **options):
+        torch.save(content, folder / name, **options)
+        return folder / name
+
+    def zeros(name, source, member, size):
+        """Like source, but this member unpacks to `size` zeros, of which a thousandth is there."""
+        with zipfile.ZipFile(source) as old, zipfile.ZipFile(
+                folder / name, "w", zipfile.ZIP_DEFLATED) as new:
+            for inner in old.namelist():
+                with new.open(inner, "w") as file:
+                    content = old.read(inner)
+                    file.write(content[:128] if inner.endswith(".npy") else content)
+                    for _ in range(size // 10 ** 6 * inner.endswith(member)):
+                        file.write(bytes(10 ** 6))
+        return folder / name
+
+    class Attack:
+        def __reduce__(self):
+            return os.system, (f"touch {folder}/ran",)
+
+    features, weights = teacher.read_features, adapt.read_checkpoint
+    for name, shape, kind, size, words in (
+            ("frames.npy", (10 ** 7, 16), "<f4", 64, "could only read"),
+            ("bomb.npy", (10 ** 9, 10 ** 6), "<f8", 64, "expected one array"),
+            ("negative.npy", (-1, 16), "<f4", 64, "expected one array"),
+            ("wide.npy", (1, 10 ** 12), "<f4", 64, "expected one array"),
+            ("objects.npy", (4, 4), "|O", 128, "expected one array"),
+            ("record.npy", (4, 4), [("x", "<f4")], 64, "expected floating point"),
+            ("complex.npy", (2, 1), "<c8", 16, "complex64 array"),
+            ("text.npy", (4, 1), "<U4", 64, "expected floating point"),
+            ("none.npy", (0, 16), "<f4", 0, "[0, 16], expected floating"),
+            ("long.npy", (10 ** 6, 1), "<f2", 2 * 10 ** 6, "at most 100,000")):
+        yield write(name, npy(shape, kind, bytes(size))), features, words
+    yield write("attack.npy", pickle.dumps(Attack())), features, "neither .npy nor .npz"
+    np.savez(folder / "good.npz", np.zeros((5, 3), np.float32))
+    yield zeros("bomb.npz", folder / "good.npz", ".npy", 300 * 10 ** 6), features, "claims to hold"
+    (folder / "folder.npy").mkdir(exist_ok=True)
+    yield folder / "folder.npy", features, "not a plain file"
+    os.mkfifo(folder / "pipe.npy")
+    yield folder / "pipe.npy", features, "not a plain file"
+    yield folder / ("n" * 300 + ".npy"), features, "expected one array"
+
+    one = torch.zeros(1)
+    looped = {"conv": one}
+    looped["state_dict"] = looped
+    looped["again"] = {"x": looped}
+    for name, content, words in (
+            ("attack.pth", {"state_dict": Attack()}, "not a readable checkpoint"),
+            ("views.pth", {"a.conv.weight": one.expand(10 ** 12)}, "claim 4,000,000,000,000 bytes"),
+            ("sparse.pth", {"a": torch.eye(3).to_sparse()}, "expected dense"),
+            ("meta.pth", {"a": torch.empty(10 ** 12, device="meta")}, "expected dense"),
+            ("looped.pth", looped, "holds itself"),
+            ("names.pth", {(1, 2): one}, "a name of type tuple"),
+            ("nan.pth", {"a": one / 0 - one / 0}, "NaN or infinity"),
+            ("nothing.pth", {"a": "b"}, "holds no tensors")):
+        yield saved(name, content), weights, words
+        if name != "nothing.pth":
+            yield (saved(f"legacy {name}", content, _use_new_zipfile_serialization=False), weights,
+                   words)
+    saved("good.pth", {"a.conv.weight": torch.zeros(10 ** 6)})
+    yield (zeros("bomb.pth", folder / "good.pth", "data/0", 300 * 10 ** 6), weights,
+           "claims to hold 30")
+    for name, content in (("attack.pkl", pickle.dumps({"params": Attack()})),
+                          ("text.pkl", b"cos\nsystem\n(S'touch ran'\ntR."),
+                          ("memo.pkl", b"\x80\x02Nr" + (3 * 10 ** 7).to_bytes(4, "little") + b"."),
+                          ("bytes.pkl", b"\x80\x04\x8e" + (2 ** 45).to_bytes(8, "little")),
+                          ("frame.pkl", b"\x80\x04\x95" + (2 ** 45).to_bytes(8, "little")),
+                          ("array.pkl", b"\x80\x02cnumpy\nndarray\n(J\xff\xff\xff\x7ftR."),
+                          ("deep.pkl", b"\x80\x02" + b"}K\x00" * 10 ** 5 + b"}" + b"s" * 10 ** 5
+                           + b".")):
+        yield write(name, content), weights, name
+
+    sizes = {"channels": 10 ** 4, "temporal_stride": 10 ** 9, "dropout": "0", "epochs": True,
+             "learning_rate": math.nan, "data_dir": "a\0b"}
+    name, content, _ = next(t for t in fuzz_targets(folder) if t[0] == "best_student.pth")
+    good = torch.load(io.BytesIO(content), weights_only=True)
+    for flag, value in sizes.items():
+        yield (saved(f"{flag}.pth", {**good, "config": {**good["config"], flag: value}}),
+               distill.load_student, "not a best_student.pth (")
+    yield (saved("gloss.pth", {**good, "vocabulary": ["<blank>", "\x1b[2J", "B", "C"]}),
+           distill.load_student, "cannot be printed")
+
+    header, line = "id|folder|signer|annotation\n", "s1|f|x|A B\n"
+    for name, text, words in (
+            ("up", "../../etc/passwd|f|x|A\n", "'../../etc/passwd', expected a plain file name"),
+            ("slash", "a/b|f|x|A\n", ":3: id 'a/b'"), ("nul", "a\0|f|x|A\n", ":3: id 'a\\x00'"),
+            ("escape", "a\x1b[2J|f|x|A\n", r":3: id 'a\x1b[2J'"),
+            ("backslash", "..\\a|f|x|A\n", r":3: id '..\\a'"),
+            ("gloss", "s2|f|x|A \x1b[2J\n", r":3: '\x1b[2J', expected characters that can be seen"),
+            ("invisible", "s2|f|x|A\u200b B\n", r":3: 'A\u200b'"),
+            ("quotes", '"s2|f|x|A\n" B\n', ":4: 1 columns, expected 4"),
+            ("again", line, ":3: id s1 again"), ("short", "s2|A\n", ":3: 2 columns, expected 4"),
+            ("long", f"s2|f|x|{'A ' * 10001}\n", ":3: 10,001 glosses"),
+            ("field", f"s2|f|{'x' * 200000}|A\n", "field larger than field limit")):
+        yield write(f"{name}.csv", (header + line + text).encode()), wer.read_annotations, words
+    for name, content, words in (
+            ("empty.csv", b"", "expected a corpus file"),
+            ("latin.csv", "ä|f|x|A".encode("latin-1"), "not lines of UTF-8"),
+            ("utf16.csv", (header + line).encode("utf-16"), "not lines of UTF-8"),
+            ("other.csv", b"id;folder;signer;annotation\ns1;f;x;A\n", ":1: columns"),
+            ("header.csv", header.encode(), "no sentences")):
+        yield write(name, content), wer.read_annotations, words
+    (folder / "folder.csv").mkdir(exist_ok=True)
+    yield folder / "folder.csv", wer.read_annotations, "Is a directory"
+    yield folder / "folder.csv", wer.read_sentences, "Is a directory"
+    yield folder / "missing.csv", wer.read_sentences, "No such file"
+    yield write("one.ctm", b"s1 1 0 1 A\n" * 10001), wer.read_sentences, ":10001: id s1 again"
+    yield write("escape.txt", b"A \x1b[2J\n"), wer.read_sentences, ":1: '"
+
+
+def fuzz(folder, seed, count):
+    """Load the hostile files and `count` mutated ones, each of which has to be read, or refused by
+    a ValueError of one line that names it, and nothing else may happen. Prints how many were
+    refused, and by how many megabytes the process grew."""
+    inside = []
+
+    def audit(event, arguments):
+        writes = event == "open" and arguments[2] & (os.O_WRONLY | os.O_RDWR)
+        if inside and (writes or event.startswith(FORBIDDEN)):
+            inside.append(f"{event} {arguments}")
+
+    sys.addaudithook(audit)
+    rng, targets, refused = np.random.default_rng(seed), list(fuzz_targets(folder)), 0
+    for name, content, load in targets:
+        path = Path(folder) / name
+        path.write_bytes(content)
+        load(path)  # the good one, which also has everything imported that is needed
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for path, load, words in hostile_files(Path(folder) / "made"):
+        try:
+            inside[:] = [path]
+            load(path)
+            words = None  # it was accepted
+        except ValueError as error:
+            assert str(path) in str(error) and "\n" not in str(error), error
+            assert words in str(error), (words, str(error))
+        finally:
+            assert inside == [path] and words, (path, inside)
+            inside.clear()
+    for number in range(count):
+        name, content, load = targets[number % len(targets)]
+        path = Path(folder) / name
+        change = mutated_member if content[:2] == b"PK" and number % 3 else mutated
+        path.write_bytes(change(content, rng))
+        try:
+            inside[:] = [name]
+            load(path)
+        except ValueError as error:
+            refused += 1
+            assert str(path) in str(error) and "\n" not in str(error), (number, str(error))
+        except BaseException:
+            print(f"input {number}, {path}", file=sys.stderr)
+            raise
+        finally:
+            assert inside == [name], (number, inside)
+            inside.clear()
+    after = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    print(json.dumps({"inputs": count, "refused": refused, "megabytes": (after - before) / 1024}))
+
+
+FUZZ = int(os.environ.get("FUZZ", "6000"))  # mutated files
+
+
+class NothingLetIn(FolderTestCase):
+    """hostile and broken files; FUZZ=100000 tries more mutations"""
+
+    def test_no_file_made_or_mutated_does_more_than_be_read_or_refused_in_one_line(self):
+        done = subprocess.run(
+            [sys.executable, "-c", f"import test_all; test_all.fuzz({str(self.folder)!r}, "
+             f"{os.environ.get('SEED', 0)}, {FUZZ})"],
+            capture_output=True, text=True, cwd=HERE, timeout=60 + FUZZ // 20)  # for hangs
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        result = json.loads(done.stdout)
+        self.assertGreater(result["refused"], FUZZ // 2)
+        self.assertLess(result["megabytes"], 100)  # a bomb would be 300 at least
+        if "FUZZ" in os.environ:
+            print(result)
+
+    def test_a_program_given_a_bad_file_ends_with_one_line_that_names_it(self):
+        data = self.corpus()
+        best, student = self.folder / "best_i3d.pth", self.folder / "best_student.pth"
+        bad = self.write("bad.pth", pickle.dumps({"a": os.system}))
+        for path in (best, student):
+            path.write_bytes(bad.read_bytes())
+        feature = data / "features/train/train-0002.npy"
+        feature.write_bytes(feature.read_bytes()[:90])
+        new = ["--device", "cpu", "--output_dir", self.folder / "new"]
+        for main, flags, name in (
+                (teacher.main, ["--data_dir", data, *new], feature),
+                (teacher.main, ["--pretrained_weights", bad, *new], bad),
+                (teacher.main, ["--evaluate", best], best),
+                (teacher.main, ["--predict", feature, "--evaluate", best], best),
+                (teacher.main, ["--validate_data", self.folder / "none"], "train.corpus.csv"),
+                (distill.main, ["--teacher_checkpoint", best, *new], best),
+                (distill.main, ["--evaluate", student], student),
+                (adapt.main, [bad], bad),
+                (wer.main, [bad, bad], bad),
+                (wer.main, [self.folder / "a.csv", bad], "a.csv")):
+            with self.subTest(main=main.__module__, flags=flags):
+                self.assert_refused(main, flags, name)
+
+    def test_ids_and_glosses_of_any_script_and_an_excel_files_marks_are_read(self):
+        path = self.write("a.csv", "\ufeffid|folder|signer|annotation\r\n"
+                                   "01_Süd-1.a b|f|x|SÜD 手話 \"GUT\" IX~2\r\n".encode())
+        self.assertEqual(wer.read_annotations(path), [
+            ("01_Süd-1.a b", "x", ("SÜD", "手話", '"GUT"', "IX~2"))])
+
+    def validate(self, data):
+        """(exit status, report, the line on stderr) of --validate_data."""
+        return self.program(teacher.main, "--validate_data", data)
+
+    def test_data_are_validated_in_one_report_with_all_that_training_would_meet(self):
+        data = self.corpus(train=6, dev=3)
+        status, out, err = self.validate(data)
+        self.assertEqual((status, err, out.splitlines()[-1]), (0, "", "Training can run"))
+        features = data / "features"
+        for path in features.glob("*/*.npy"):
+            array = np.load(path)
+            array[:, 3] = 0.1
+            np.save(path, array)
+        np.save(features / "dev/dev-0001.npy", np.load(features / "train/train-0004.npy"))
+        np.save(features / "train/train-0001.npy", np.load(features / "train/train-0001.npy")[:12])
+        text = (data / "train.corpus.csv").read_text().splitlines()
+        text[2] = text[2].rpartition("|")[0] + "|TAG TAG TAG"   # 5 frames: 12 / 2 fits, 12 / 4 not
+        (data / "train.corpus.csv").write_text("\n".join(text))
+        (data / "dev.corpus.csv").write_text("id|folder|signer|annotation\n" + "".join(
+            f"dev-000{k}|f|x|TAG HAUS TAG BAUM\n" for k in range(3)))
+        status, out, err = self.program(teacher.main, "--validate_data", data, "--json")
+        self.assertEqual(status, 0)
+        result = json.loads(out)
+        self.assertEqual(result["too_short"], {"2": {"train": 0, "dev": 0, "test": 0},
+                                               "4": {"train": 1, "dev": 0, "test": 0},
+                                               "8": {"train": 1, "dev": 0, "test": 0}})
+        self.assertEqual((result["constant"], result["features"]), ([3], 16))
+        self.assertEqual(result["same"], [[["train", "train-0004"], ["dev", "dev-0001"]]])
+        for line in ("Features that are constant in train: 3",
+                     "Equal features in two splits: train/train-0004 and dev/dev-0001",
+                     "6 glosses unknown to train, certain errors (WER at least 50.0%): BAUM HAUS",
+                     "--temporal_stride 4: train 1, dev 0, test 0", "Training can run"):
+            self.assertIn(line, err)
+
+    def test_validation_lists_every_bad_file_and_fails(self):
+        data = self.corpus()
+        broken = np.load(data / "features/dev/dev-0001.npy")
+        broken[7, 2] = np.nan
+        np.save(data / "features/dev/dev-0001.npy", broken)
+        (data / "features/train/train-0003.npy").unlink()
+        (data / "features/test/test-0000.npy").write_bytes(b"")
+        status, out, err = self.validate(data)
+        for name, word in (("dev-0001", "NaN or infinity in frame 7"),
+                           ("test-0000", "neither .npy"), ("train-0003", "no such file")):
+            self.assertRegex(out, f"Refused: .*{name}.npy: {word}")
+        self.assertEqual((status, err.count("\n")), (2, 1))
+        self.assertIn(f"{data}: 3 feature files are refused", err)
+        for path in data.glob("features/train/*.npy"):
+            np.save(path, np.zeros((2, 16)))
+        for path in data.glob("features/[dt]e*/*.npy"):
+            np.save(path, np.ones((40, 16)))
+        np.save(data / "features/train/train-0003.npy", np.zeros((2, 16)))
+        status, out, err = self.validate(data)
+        self.assertEqual(status, 2)
+        self.assertIn("no train sentence has enough frames", err)
+        self.assert_refused(teacher.main, ["--validate_data", data, "--epochs", 3], "--epochs")
+
+    def test_numbers_stay_finite_whatever_the_features_are(self):
+        def corpus(name, change, sizes):
+            made = teacher.synthetic_corpus(sizes=sizes)
+            for sentences in made.values():
+                sentences[:] = [s._replace(features=change(s.features.copy()),
+                                           glosses=s.glosses[:1] if "frame" in name else s.glosses)
+                                for s in sentences]
+            teacher.write_corpus(made, self.folder / name)
+            return self.folder / name
+
+        def part(rows, value):
+            def change(features):
+                features[rows] = value
+                return features
+            return change
+
+        many, one = {"train": 5, "dev": 2}, {"train": 1, "dev": 1}
+        largest = np.finfo(np.float32).max
+        for name, change, sizes in (
+                ("constant", part(np.s_[:], 7.5), many), ("zero", part(np.s_[:], 0), many),
+                ("lost hands", part(np.s_[::2], 0), many),
+                ("one constant", part(np.s_[:, 2], 9), many),
+                ("slip", part(np.s_[3, 1], largest), many),
+                ("huge", lambda f: np.sign(f) * largest, many),
+                ("tiny", lambda f: f * np.float32(1e-40), many),
+                ("offset", lambda f: f + np.float32(1e7), many),
+                ("one frame", lambda f: f[:1], many),
+                ("one sentence, one frame", lambda f: f[:1], one)):
+            data = corpus(name, change, sizes)
+            best = self.folder / f"{name} teacher/best_i3d.pth"
+            shared = ["--epochs", 2, "--batch_size", 2, "--device", "cpu", "--output_dir"]
+            for main, flags in (
+                    (teacher.main, [*shared, best.parent, "--data_dir", data, "--hidden_size", 8]),
+                    (distill.main, [*shared, self.folder / f"{name} student", "--channels", 8,
+                                    "--teacher_checkpoint", best])):
+                with self.subTest(data=name, main=main.__module__):
+                    status, _, err = self.program(main, *flags)
+                    self.assertEqual((status, err), (0, ""))
+                    folder = Path(flags[len(shared)])
+                    for row in map(json.loads, (folder / "log.jsonl").read_text().splitlines()[1:]):
+                        self.assertEqual(row["skipped_steps"], 0)
+                        self.assertTrue(math.isfinite(row["loss"] + row["dev_loss"] + row["wer"]))
+                    state = torch.load(folder / "last.pth")["model_state_dict"]
+                    self.assertTrue(all(value.isfinite().all() for value in state.values()))
+
+    def test_autocast_leaves_both_losses_in_float32(self):
+        torch.manual_seed(0)
+        data = teacher.read_data(str(self.corpus()))
+        (batch,) = teacher.batches(data.corpus["train"], data.vocabulary, 8, 16)
+        for build in (teacher.I3DTeacher, distill.Student):
+            model = build(16, len(data.vocabulary), 4)
+            for kind in (torch.bfloat16, torch.float16):
+                with self.subTest(model=build.__name__, kind=kind), torch.autocast("cpu", kind):
+                    logits, lengths = model(batch.features, batch.lengths)
+                    self.assertEqual(logits.dtype, kind)
+                    losses = teacher.ctc_losses(logits, lengths, batch)
+                    kd = distill.kd_loss(logits, 30 * logits.detach(), lengths, 4.0)
+                    self.assertEqual({losses.dtype, kd.dtype}, {torch.float32})
+                    exact = teacher.ctc_losses(logits.detach().float(), lengths, batch)
+                    self.assertTrue(torch.equal(losses, exact))
+                    (losses.mean() + kd).backward()
+                self.assertTrue(all(p.grad.isfinite().all() for p in model.parameters()))
 
 
 if __name__ == "__main__":

@@ -309,8 +309,10 @@ def write_file(path, write):
             file.flush()
             os.fsync(file.fileno())  # or a power cut could leave the new name with no content
         os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # torch.save reports a full disk as RuntimeError
-        reason = str(error).split("\n")[0]
+    except (OSError, RuntimeError) as error:
+        # torch.save makes a RuntimeError of its own of what the system said.
+        cause = error.__context__ if isinstance(error.__context__, OSError) else error
+        reason = str(cause).split("\n")[0]
         raise OSError(f"{path}: could not be written ({reason}), expected a writable place with "
                       f"room; what was there is as it was") from error
     finally:

@@ -144,6 +144,11 @@ def read_checkpoint(source):
             continue  # epoch, config and the like, beside the weights
         if name in weights:
             raise CheckpointError(f"{path}: two entries for {name}, the second is {key}")
+        if not tensor.is_floating_point() and tensor.dim() > 1 or 0 in tensor.shape:
+            raise CheckpointError(f"{path}: {key} is {tensor.dtype} of shape {list(tensor.shape)}, "
+                                  f"expected floating point numbers")
+        if name.endswith("running_var") and (tensor < 0).any():
+            raise CheckpointError(f"{path}: {key} is negative, expected variances")
         if tensor.is_floating_point() and not tensor.isfinite().all():
             raise CheckpointError(f"{path}: {key} holds NaN or infinity, expected numbers")
         weights[name] = tensor
@@ -163,64 +168,83 @@ def load_file(path):
             start = file.read(len(legacy_torch))
             if start.startswith(b"PK"):
                 check_zip(path, os.path.getsize(path))  # torch.save does not compress
+                with zipfile.ZipFile(file) as archive:
+                    said = b"".join(archive.read(name) for name in archive.namelist()
+                                    if name.endswith("data.pkl"))
+            else:
+                said = start + file.read()
+        if start != legacy_torch and not start.startswith(b"PK"):
+            content = ArrayUnpickler(io.BytesIO(said)).load()
+        elif re.search(rb"c(_codecs|builtins|__builtin__)\n(encode|bytearray)\n", said):
+            raise ValueError("it asks for codecs or bytes, expected tensors and plain values")
+        else:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # what they are about is refused in one line
-                content = (torch.load(path, map_location="cpu", weights_only=True)
-                           if start == legacy_torch or start.startswith(b"PK")
-                           else ArrayUnpickler(io.BytesIO(start + file.read())).load())
-        _check_tensors(content, os.path.getsize(path))
+                content = torch.load(path, map_location="cpu", weights_only=True)
+        _check_content(content, os.path.getsize(path))
         return content
     # The unpicklers raise whatever the broken bytes lead them to (IndexError, KeyError, ...).
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
-        raise CheckpointError(f"{path}: not a readable checkpoint ({reason})") from error
+        if "weights_only" in str(error):  # torch explains at length how to run the file's code
+            asked = re.search(r"GLOBAL (\S+)", str(error))
+            reason = f"it asks for {asked[1] if asked else 'more than tensors'}, not allowed"
+        raise CheckpointError(f"{path}: not a readable checkpoint ({printable(reason)})") from error
+
+
+def printable(text):
+    """The text in one line, with what could steer a terminal spelled out."""
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
 
 
 def check_zip(path, most):
     """ValueError where a zip archive unpacks to more than `most` bytes."""
     with zipfile.ZipFile(path) as archive:
-        claimed = sum(member.file_size for member in archive.infolist())
+        members = archive.infolist()
+    claimed = sum(member.file_size for member in members)
     if claimed > most:
         raise ValueError(f"it claims to hold {claimed:,} bytes, expected at most {most:,}")
+    if min((member.header_offset for member in members), default=0):
+        raise ValueError("it has two beginnings")  # and other readers might take the other one
 
 
-def _check_tensors(content, most):
-    """ValueError for tensors that are not plain or not all in the file (views of one number)."""
-    parts, seen, total = [content], set(), 0
+def _check_content(content, most):
+    """ValueError for tensors that are not plain, or are not all in the file (views of one number),
+    and for parts that hold each other so often that no walk through them would end."""
+    parts, visited, total = [(content, 0)], 0, 0
     while parts:
-        part = parts.pop()
-        if id(part) in seen:
-            continue
-        seen.add(id(part))
+        (part, depth), visited = parts.pop(), visited + 1
+        if depth > 50 or visited > 10 ** 6:
+            raise ValueError("parts that hold themselves or each other, expected nested dicts")
         if isinstance(part, dict):
-            parts += part.values()
+            parts += ((value, depth + 1) for value in part.values())
         elif isinstance(part, (list, tuple, set)):
-            parts += part
+            parts += ((value, depth + 1) for value in part)
         elif isinstance(part, torch.Tensor):
-            if part.layout != torch.strided or part.device.type != "cpu" or part.is_quantized:
-                raise ValueError(f"{part.layout} tensor on {part.device}, expected dense numbers")
-            total += part.numel() * part.element_size()
+            if (part.layout != torch.strided or part.device.type != "cpu" or part.is_quantized
+                    or part.is_complex()):
+                raise ValueError(f"{part.dtype} {part.layout} tensor on {part.device}, expected "
+                                 f"dense numbers")
+            size = part.numel() * part.element_size()
+            if size > part.untyped_storage().nbytes():
+                raise ValueError(f"a tensor claims {size:,} bytes, more than are in the file")
+            total += size
         elif isinstance(part, PickledArray):
             total += part.array.nbytes
-    if total > most:
+    if total > 4 * most:  # a few tensors under two names are all right
         raise ValueError(f"its tensors claim {total:,} bytes, the file has {most:,}")
 
 
-def _flatten(tree, path):
+def _flatten(tree, path, prefix=""):
     """(key, value) of all that is in nested dicts, keys joined by slashes."""
-    parts, seen = [("", tree)], set()
-    while parts:
-        name, value = parts.pop()
-        if not isinstance(value, dict):
-            yield name, value
-            continue
-        if id(value) in seen or len(name) > 1000:
-            raise CheckpointError(f"{path}: {name[:60]!r} holds itself, expected nested dicts")
-        seen.add(id(value))
-        for key, inner in reversed(value.items()):
-            if not isinstance(key, (str, int)):
-                raise CheckpointError(f"{path}: a name of type {type(key).__name__}, expected str")
-            parts.append((f"{name}/{key}" if name else str(key), inner))
+    for key, value in tree.items():
+        if not isinstance(key, (str, int)) or not str(key)[:300].isprintable():
+            raise CheckpointError(f"{path}: a name of type {type(key).__name__} that cannot be "
+                                  f"read, expected str")
+        if isinstance(value, dict):
+            yield from _flatten(value, path, f"{prefix}{key}/")
+        else:
+            yield f"{prefix}{key}", value
 
 
 def _rename(key):
@@ -490,7 +514,7 @@ def main(argv=None):
         if args.output:
             write_tensors({"model_state_dict": values}, args.output)
     except ValueError as error:
-        parser.exit(2, f"adapt.py: {error}\n")
+        parser.exit(2, f"adapt.py: {printable(str(error))}\n")
     except (OSError, FetchError) as error:
         parser.exit(1, f"adapt.py: {error}\n")
     for name, weight in weights.items():

@@ -269,13 +269,7 @@ def train_student(config, data, teacher_model, device, resume):
     student.feature_std.copy_(data.std)
     last, path = None, Path(config.output_dir) / "last.pth"
     if resume and path.exists():
-        begun, last = load_student(path)
-        flags = dataclasses.asdict(config)
-        if any(flags.get(name) != value for name, value in last["config"].items()
-               if name not in teacher.ANYWAY):
-            last = None  # of an earlier run with other flags: train() moves it aside
-        else:
-            student = begun
+        student, last = load_student(path)
     return teacher.train(student.to(device), data, config, device, last=last,
                          loss_function=distillation_loss(teacher_model, config))
 
@@ -303,6 +297,8 @@ def run_distillation(given, resume, export=None, no_baseline=False):
     data = teacher.read_data(config.data_dir, checkpoint["vocabulary"], teacher_model.feature_dim)
     teacher.describe_data(data, config.data_dir)
     print(f"Student of {path}, temperature {config.temperature}, alpha {config.alpha}")
+    if not resume:
+        teacher.move_aside(folder / "alone")  # or --resume might take it for this run's
     train_student(config, data, teacher_model, device, resume)
     rows = {"teacher": (teacher.load_teacher, Path(path)),
             "student": (load_student, folder / config.checkpoint)}
@@ -380,7 +376,7 @@ def main(argv=None):
     def function(given):
         """What the flags ask for; returns what --json prints."""
         export, no_baseline = given.pop("export"), given.pop("no_baseline")
-        training = not (given["evaluate"] or given["predict"])
+        training = given["evaluate"] is None and not given["predict"]
         if no_baseline and not training:
             raise ValueError("--no_baseline: a flag of training, expected without --evaluate and "
                              "--predict")

@@ -26,6 +26,7 @@ import json
 import math
 import os
 import platform
+import shlex
 import shutil
 import signal
 import sys
@@ -87,6 +88,7 @@ MOST_UNPACKED = 2 ** 26  # bytes that any .npz may unpack to; beyond that 20 tim
 
 DECODING = {"beam_width": 1, "lm_weight": 0.0}  # defaults: greedy, without a language model
 HASH = 6364136223846793005  # odd: (hash * HASH + class) modulo 2^64 hashes a longer prefix
+MOST_BIGRAMS = 10_000    # glosses; a language model holds a number for each pair
 DISCOUNT = 0.5           # taken off each bigram count for the bigrams that were not seen
 
 
@@ -153,6 +155,8 @@ class TrainingConfig:
             kinds = (int, float) if field.type is float else field.type
             if not isinstance(value, kinds) or isinstance(value, bool) != (field.type is bool):
                 raise ValueError(f"--{field.name} {value!r}: expected {field.type.__name__}")
+            if not str(value).isprintable():
+                raise ValueError(f"--{field.name} {value!r}: expected characters that can be seen")
             if check and not check[0](value):
                 raise ValueError(f"--{field.name} {value}: expected {check[1]}")
         if self.data_dir:
@@ -214,8 +218,11 @@ class Sentence(NamedTuple):
     features: object  # path of a .npy or .npz file, or the array [T, D] itself
 
 
-def read_corpus(directory):
-    """{split: [Sentence]} of a directory in the project's layout; features are not read yet."""
+def read_corpus(directory, refused=None):
+    """{split: [Sentence]} of a directory in the project's layout; features are not read yet.
+
+    refused: a list that takes up the errors of annotations, whose split is then empty.
+    """
     directory, corpus = Path(directory), {}
     for split in SPLITS:
         candidates = [directory / name.format(split) for name in ANNOTATIONS]
@@ -225,8 +232,15 @@ def read_corpus(directory):
                              f"expected the {split} annotations".replace("{}", split))
         if path:
             folder = directory / "features" / split
+            try:
+                annotations = read_annotations(path)
+            except ValueError as error:
+                if refused is None:
+                    raise
+                refused.append(str(error))
+                annotations = []
             corpus[split] = [Sentence(*annotation, folder / f"{annotation.id}.npy")
-                             for annotation in read_annotations(path)]
+                             for annotation in annotations]
     return corpus
 
 
@@ -291,6 +305,7 @@ class Data(NamedTuple):
     std: torch.Tensor   # [D], 1 for a constant feature
     constant: list      # features that never change in the train split
     same: list          # pairs of sentences of different splits with equal features
+    digest: str         # SHA-256 of all ids, signers, glosses and features
 
 
 def read_data(data_dir, vocabulary=None, dim=None, refused=None):
@@ -298,19 +313,22 @@ def read_data(data_dir, vocabulary=None, dim=None, refused=None):
 
     vocabulary, dim: of a model that the data has to fit; otherwise the data's own. ValueError for
     train glosses that the vocabulary lacks, and for a frame of other than dim features. refused:
-    a list that takes up the errors of feature files, whose sentences are then left out.
+    a list that takes up the errors of files, whose sentences are then left out.
     """
-    corpus = read_corpus(data_dir) if data_dir else synthetic_corpus()
+    corpus = read_corpus(data_dir, refused) if data_dir else synthetic_corpus()
     if broken := [s.id for s in corpus["train"] if s.id in BROKEN]:
         corpus["train"] = [s for s in corpus["train"] if s.id not in BROKEN]
         print(f"Left out, known to be broken: {', '.join(broken)}")
     glosses = {gloss for sentence in corpus["train"] for gloss in sentence.glosses}
+    if BLANK in glosses:
+        raise ValueError(f"{data_dir}: {BLANK} is a train gloss, expected any other name: it is "
+                         f"that of CTC's blank")
     vocabulary = vocabulary or [BLANK, *sorted(glosses)]
     if unknown := glosses - set(vocabulary):
         raise ValueError(f"{data_dir or 'built-in corpus'}: train glosses that are not in the "
                          f"model's vocabulary: {' '.join(sorted(unknown)[:9])}, expected the data "
                          f"it was trained for")
-    frames, total, squares, seen, same = {}, 0.0, 0.0, {}, []
+    frames, total, squares, seen, same, digest = {}, 0.0, 0.0, {}, [], hashlib.sha256()
     for split, sentences in corpus.items():
         corpus[split], frames[split] = [], []
         for sentence in sentences:
@@ -324,21 +342,24 @@ def read_data(data_dir, vocabulary=None, dim=None, refused=None):
             dim = features.shape[1]
             corpus[split].append(sentence)
             frames[split].append(len(features))
-            first = seen.setdefault(hashlib.sha256(features).digest(), (split, sentence.id))
+            content = hashlib.sha256(features).digest()
+            digest.update(repr((split, sentence[:3], content)).encode())
+            first = seen.setdefault(content, (split, sentence.id))
             if first[0] != split:
                 same.append((first, (split, sentence.id)))
             if split == "train":
                 features = features.astype(np.float64)
                 total, squares = total + features.sum(0), squares + (features ** 2).sum(0)
-        if not corpus[split]:
-            raise ValueError(f"{data_dir}: none of the {len(sentences)} feature files of {split} "
-                             f"can be read ({refused[-1]}), expected all")
+    if empty := [split for split in corpus if not corpus[split]]:
+        raise ValueError(f"{data_dir}: no sentence of {' and '.join(empty)} can be used, training "
+                         f"cannot run")
     mean, square = total / sum(frames["train"]), squares / sum(frames["train"])
     variance = square - mean ** 2
     varies = variance > np.maximum(1e-12 * square, 1e-60)
     std = np.sqrt(np.where(varies, variance, 1))
     return Data(corpus, frames, vocabulary, torch.tensor(mean, dtype=torch.float32),
-                torch.tensor(std, dtype=torch.float32), np.flatnonzero(~varies).tolist(), same)
+                torch.tensor(std, dtype=torch.float32), np.flatnonzero(~varies).tolist(), same,
+                digest.hexdigest())
 
 
 def describe_data(data, name):
@@ -365,7 +386,13 @@ def validate_data(data_dir):
     ValueError where training cannot run on it.
     """
     refused = []
-    data = read_data(data_dir, refused=refused)
+    if not data_dir:
+        raise ValueError("--validate_data: expected a directory")
+    try:
+        data = read_data(data_dir, refused=refused)
+    finally:
+        for error in refused:
+            print(f"Refused: {error}")
     describe_data(data, data_dir)
     short = {stride: {split: sum(not fits(*pair, stride) for pair in zip(*pairs))
                       for split, *pairs in zip(data.corpus, data.corpus.values(),
@@ -373,10 +400,8 @@ def validate_data(data_dir):
     for stride, counts in short.items():
         print(f"Sentences with too few frames for CTC at --temporal_stride {stride}: "
               + ", ".join(f"{split} {count}" for split, count in counts.items()))
-    for error in refused:
-        print(f"Refused: {error}")
     if refused:
-        raise ValueError(f"{data_dir}: {len(refused)} feature files are refused (listed above), "
+        raise ValueError(f"{data_dir}: {len(refused)} files are refused (listed above), "
                          f"training cannot run, expected none")
     if short[Config.temporal_stride]["train"] == len(data.corpus["train"]):
         raise ValueError(f"{data_dir}: no train sentence has enough frames at --temporal_stride "
@@ -805,9 +830,12 @@ def make_decoder(data_dir, vocabulary, beam_width, lm_weight):
     The language model is counted in the train annotations of data_dir (or the built-in corpus):
     a checkpoint's own, unless --data_dir names others.
     """
-    if beam_width < 1 or not 0 <= lm_weight < math.inf:
-        raise ValueError(f"--beam_width {beam_width} --lm_weight {lm_weight}: expected at least 1 "
+    if not 1 <= beam_width <= 1000 or not 0 <= lm_weight < math.inf:
+        raise ValueError(f"--beam_width {beam_width} --lm_weight {lm_weight}: expected 1 to 1000 "
                          f"and a finite number of at least 0")
+    if lm_weight and len(vocabulary) > MOST_BIGRAMS:
+        raise ValueError(f"--lm_weight {lm_weight}: {len(vocabulary):,} glosses, expected at most "
+                         f"{MOST_BIGRAMS:,}, whose pairs fit into memory")
     if beam_width == 1 and lm_weight == 0:
         return greedy_decode
     lm = None
@@ -944,9 +972,13 @@ def load_checkpoint(path, config_class):
             isinstance(content.get(name), kind) for name, kind in parts.items()):
         raise ValueError(f"{path}: not a {config_class.checkpoint}, expected "
                          f"{', '.join(parts)}")
-    if not all(isinstance(gloss, str) and gloss.isprintable() for gloss in content["vocabulary"]):
-        raise ValueError(f"{path}: a vocabulary that cannot be printed, expected glosses")
-    return content
+    glosses = content["vocabulary"]
+    if not all(isinstance(gloss, str) and gloss.isprintable() for gloss in glosses) \
+            or not 2 <= len(glosses) == len(set(glosses)):
+        raise ValueError(f"{path}: a vocabulary of none, equal or invisible glosses")
+    # Plain dicts, whatever they were.
+    return {**content, "config": {**content["config"]},
+            "model_state_dict": {**content["model_state_dict"]}}
 
 
 def load_model(path, build, config_class, device):
@@ -962,12 +994,16 @@ def load_model(path, build, config_class, device):
         with torch.device("meta"):  # no memory is touched before all shapes are known to fit
             model = build(config, len(state["feature_mean"]), len(checkpoint["vocabulary"]))
         model.to_empty(device="cpu").load_state_dict(state)
-        if not all(value.isfinite().all() for value in state.values()):
-            raise ValueError("weights that are NaN or infinite")
+        if not is_finite(model) or (model.feature_std <= 0).any():
+            raise ValueError("weights that are NaN or infinite, or deviations of 0")
     except (AttributeError, KeyError, OverflowError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: not a {config_class.checkpoint} ({reason})") from error
     return model.to(device).eval(), checkpoint
+
+
+def is_finite(model):
+    return all(value.isfinite().all() for value in model.state_dict().values())
 
 
 def load_teacher(path, device="cpu"):
@@ -1065,8 +1101,7 @@ def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=No
     optimizer, rows, losses = make_optimizer(model, config), [], []  # losses: of this epoch's steps
     header = run_header(config, model, data, device)
     if last:
-        header, fresh, rows, losses = restore(last, folder / "last.pth", optimizer, data,
-                                             device)
+        header, fresh, rows, losses = restore(last, folder / "last.pth", optimizer, data, device)
     check_room(folder, model, 3 if rows else 7)  # last.pth has three times the weights, best once
 
     def save(best=False):
@@ -1079,13 +1114,14 @@ def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=No
                     "schedule": {"starts": schedule.starts, "fresh": [*fresh]},
                     "header": header, "log": rows, "losses": losses}
         adapt.write_tensors(content, folder / "last.pth")
-        write_log(folder, header, rows, schedule, config.loss_name)
+        write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)),
+                   folder / "log.jsonl")
+        if rows:
+            write_text(curves_svg(rows, schedule, config.loss_name), folder / "curves.svg")
 
-    if last:
-        write_log(folder, header, rows, schedule, config.loss_name)  # a kill may have come before
-    else:
+    if not last:
         move_aside(folder)
-        save()  # so that there is something to go on from at any time
+    save()  # now, so that there is something to go on from at any time, and a full disk shows
     print(f"{config.epochs} epochs of {steps} steps on {device}, into {folder}/", flush=True)
     started, done = time.monotonic(), len(rows)
     with finishing_steps() as stopped:
@@ -1099,6 +1135,10 @@ def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=No
                      for step in range(steps)]
             losses = train_epoch(model, optimizer, training_batches(sentences, data, config, epoch),
                                  loss_function, rates, device, losses, stopped)
+            if not is_finite(model):
+                raise TrainingError(f"weights or statistics are NaN or infinite in epoch {epoch}, "
+                                    f"{folder / 'last.pth'} is from before: try a lower "
+                                    f"--learning_rate")
             if not stopped:
                 errors, dev_loss, _ = evaluate(model, data.corpus["dev"], data.vocabulary, device)
                 taken = [loss for loss in losses if loss is not None]
@@ -1123,22 +1163,30 @@ def restore(last, path, optimizer, data, device):
     ValueError where it was made from other data, or is no last.pth of this version.
     """
     try:
-        sizes = {split: len(sentences) for split, sentences in data.corpus.items()}
-        if (last["vocabulary"], last["header"]["sentences"]) != (data.vocabulary, sizes):
-            raise ValueError("made from another vocabulary or number of sentences, expected the "
-                             "same data")
-        optimizer.load_state_dict({**optimizer.state_dict(), "state": last["optimizer"]["state"]})
-        if any(state[name].shape != p.shape for p, state in optimizer.state.items()
-               for name in ("exp_avg", "exp_avg_sq")):
-            raise ValueError("moments of another network")
-        rows, losses, fresh = last["log"], last["losses"], last["schedule"]["fresh"]
+        if (last["vocabulary"], last["header"]["data"]) != (data.vocabulary, data.digest):
+            raise ValueError("made from other data, expected the same vocabulary and features")
+        rows, losses, fresh = [*last["log"]], [*last["losses"]], [*last["schedule"]["fresh"]]
         if [row["epoch"] for row in rows] != [*range(len(rows))] or not all(
-                math.isfinite(value or 0) for value in (*losses, *(
-                    row[key] for row in rows for key in ("loss", "dev_loss", "wer")))):
-            raise ValueError("a log of other epochs, or that is not finite")
+                type(value) is float and abs(value) < 1e9 for value in (
+                    *(loss for loss in losses if loss is not None),
+                    *(row[key] for row in rows for key in ("loss", "dev_loss", "wer")
+                      if key == "wer" or row[key] is not None))):
+            raise ValueError("a log of other epochs, or of what are no losses")
+        optimizer.load_state_dict({**optimizer.state_dict(), "state": last["optimizer"]["state"]})
+        for group, saved in zip(optimizer.param_groups, last["optimizer"]["param_groups"]):
+            group["lr"] = float(saved["lr"])
+        for p, state in optimizer.state.items():
+            for name, shape in (("step", ()), ("exp_avg", p.shape), ("exp_avg_sq", p.shape)):
+                moment = state[name]  # the fused kernels trust these
+                if moment.shape != shape or not moment.is_contiguous() or not (
+                        moment.isfinite() & ((moment >= 0) | (name == "exp_avg"))).all():
+                    raise ValueError(f"an optimizer's {name} that cannot be")
+        if rows and not optimizer.state:
+            raise ValueError("no optimizer state")
         json.dumps([last["header"], rows, "".join(fresh)])
         set_random_state(last["random"], device)
-    except (AttributeError, IndexError, KeyError, RuntimeError, TypeError, ValueError) as error:
+    except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError,
+            ValueError) as error:
         raise ValueError(f"{path}: cannot be gone on from ({error})") from error
     print(f"Going on after epoch {len(rows) - 1} and {len(losses)} more steps of {path}")
     return last["header"], fresh, rows, losses
@@ -1154,13 +1202,6 @@ def check_room(folder, model, times):
     if (free := shutil.disk_usage(folder).free) < needed:
         raise OSError(f"{folder}: {free / 1e6:.0f} MB are free on its disk, expected "
                       f"{needed / 1e6:.0f} MB for the checkpoints")
-
-
-def write_log(folder, header, rows, schedule, loss_name):
-    """log.jsonl, whole each time, and, once there is an epoch, curves.svg."""
-    write_text("".join(json.dumps(row) + "\n" for row in (header, *rows)), folder / "log.jsonl")
-    if rows:
-        write_text(curves_svg(rows, schedule, loss_name), folder / "curves.svg")
 
 
 def count_parameters(model):
@@ -1186,7 +1227,8 @@ def run_header(config, model, data, device):
             "device": torch.cuda.get_device_name(device) if device.type == "cuda" else "cpu",
             "threads": torch.get_num_threads(),
             "parameters": sum(p.numel() for p in model.parameters()),
-            "sentences": {split: len(sentences) for split, sentences in data.corpus.items()}}
+            "sentences": {split: len(sentences) for split, sentences in data.corpus.items()},
+            "data": data.digest}
 
 
 def random_state(device):
@@ -1228,7 +1270,7 @@ def resumed_config(given, last, path, config_class):
     """The interrupted run's config; flags that would make it another run are refused."""
     saved, known = last["config"], {field.name for field in dataclasses.fields(config_class)}
     if set(saved) != known:
-        raise ValueError(f"{path}: flags {', '.join(sorted(set(saved) ^ known))} are of another "
+        raise ValueError(f"{path}: flags {', '.join(map(str, set(saved) ^ known))} are of another "
                          f"version or program, expected the one that began the run")
     config = config_class(**{**saved, **given, "output_dir": str(path.parent)})
     for name in given.keys() - ANYWAY:
@@ -1241,7 +1283,7 @@ def resumed_config(given, last, path, config_class):
 def writable_folder(given, config_class):
     """--output_dir as a Path; ValueError where nothing can be written."""
     folder = Path(given.get("output_dir", config_class.output_dir))
-    parent = next(path for path in (folder, *folder.resolve().parents) if path.exists())
+    parent = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     try:
         with tempfile.TemporaryFile(dir=parent):  # the one way to know
             return folder
@@ -1364,14 +1406,15 @@ def run(given, config_class, load, training):
     resume, checkpoint, split, files = (given.pop(name) for name in (
         "resume", "evaluate", "split", "predict"))
     decoding = {name: given.pop(name) for name in DECODING if name in given}
-    if decoding and not (files or checkpoint):
+    evaluating = checkpoint is not None
+    if decoding and not (files or evaluating):
         raise ValueError(f"--{min(decoding)}: expected with --evaluate or --predict, training is "
                          f"scored by greedy decoding")
     decoding = {**DECODING, **decoding}
-    if (files and resume) or (split and (files or not checkpoint)):
+    if (files and resume) or (split and (files or not evaluating)):
         raise ValueError(f"--{'predict' if files else 'split'}: expected with --evaluate "
                          f"CHECKPOINT and without --resume, and not both")
-    if not files and not checkpoint:
+    if not files and not evaluating:
         return training(given, resume)
     if unused := given.keys() - ANYWAY:
         raise ValueError(f"--{min(unused)}: a flag of training, expected without --evaluate and "
@@ -1385,22 +1428,27 @@ def run(given, config_class, load, training):
 
 def run_program(parser, argv, function):
     """function(flags as a dict) -> what --json prints; errors become one line and a status."""
+    argv = sys.argv[1:] if argv is None else argv
     given, program = vars(parser.parse_args(argv)), parser.prog
     as_json = given.pop("json")
     try:
         with contextlib.redirect_stdout(sys.stderr if as_json else sys.stdout):
             result = function(given)
     except ValueError as error:
-        parser.exit(2, f"{program}: {error}\n")
+        parser.exit(2, f"{program}: {adapt.printable(str(error))}\n")
     except (OSError, TrainingError, adapt.FetchError) as error:
-        parser.exit(1, f"{program}: {error}\n")
-    except (MemoryError, torch.OutOfMemoryError) as error:
+        parser.exit(1, f"{program}: {adapt.printable(str(error))}\n")
+    except (MemoryError, RuntimeError) as error:
+        # Of the CPU's memory torch speaks in a plain RuntimeError; all others are not the user's.
+        if not (isinstance(error, (MemoryError, torch.OutOfMemoryError))
+                or "can't allocate memory" in str(error)):
+            raise
         reason = str(error).split("\n")[0]
         parser.exit(1, f"{program}: out of memory ({reason}), try a smaller --batch_size\n")
     except Interrupted as stop:
-        folder = f" --output_dir {given['output_dir']}" if "output_dir" in given else ""
-        parser.exit(128 + stop.number, f"{program}: {stop}, saved: python {program} --resume"
-                                       f"{folder} goes on from there\n")
+        again = shlex.join([*argv, *["--resume"] * ("--resume" not in argv)])
+        parser.exit(128 + stop.number, f"{program}: {stop}, saved; to go on from there: python "
+                                       f"{program} {again}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"{program}: interrupted\n")
     if as_json:

@@ -21,6 +21,7 @@ import csv
 import json
 import math
 import re
+import signal
 import string
 import sys
 from collections import Counter
@@ -44,7 +45,7 @@ COST = TIE << 2
 KEEP = ~(3 * TIE)
 WEIGHTS = {"levenshtein": (COST + 1, COST, COST),
            "sclite": (4 * COST + 1, 3 * COST + TIE, 3 * COST + 2 * TIE)}
-MOST_GLOSSES = 10_000  # of a sentence; the work of scoring grows with the square
+MOST_GLOSSES = 3_000  # of a sentence; the work of scoring grows with the square
 SMALL = 500  # table cells; above, rows of Python integers are slower than diagonals of an array
 FOLD = str.maketrans(string.ascii_uppercase, string.ascii_lowercase)
 
@@ -520,4 +521,7 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # where a terminal has no Umlaut
+    if hasattr(signal, "SIGPIPE"):
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it, as other tools
     main()

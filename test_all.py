@@ -1275,6 +1275,14 @@ class TeacherTraining(FolderTestCase):
                                            "--epochs", 6, "--device", "cpu"],
                             "not finite", "lower --learning_rate", status=1)
 
+    def test_weights_that_are_not_finite_are_never_saved_over_good_ones(self):
+        self.assert_refused(teacher.main, ["--data_dir", self.corpus(), "--output_dir",
+                                           self.folder / "run", "--learning_rate", 1e30,
+                                           "--batch_size", 2, "--hidden_size", 8, "--epochs", 3,
+                                           "--device", "cpu"], "lower --learning_rate", status=1)
+        model, _ = teacher.load_teacher(self.folder / "run/last.pth")  # refuses what is not finite
+        self.assertTrue(teacher.is_finite(model))
+
     def test_frozen_layers_keep_their_weights_while_fresh_ones_train_in_every_step(self):
         folder = self.train("--pretrained_weights", adapt.KINETICS, "--freeze_backbone", epochs=3)
         last = torch.load(folder / "last.pth")
@@ -1505,6 +1513,10 @@ class TeacherTraining(FolderTestCase):
         np.save(mixed / "features/train/train-0003.npy", np.zeros((30, 5)))
         os.truncate(torn / "features/dev/dev-0001.npy", 200)
         (lost / "features/train/train-0002.npy").unlink()
+        blank, alone = self.corpus("blank"), self.corpus("alone")
+        head, row, *_ = (blank / "train.corpus.csv").read_text().splitlines()
+        (blank / "train.corpus.csv").write_text(f"{head}\n{row} <blank>\n")
+        (alone / "train.corpus.csv").write_text(f"{head}\n{[*teacher.BROKEN][0]}|f|x|TAG\n")
         text = self.write("text.pth", "hello")
         data_flags = ["--data_dir", data, "--output_dir", self.folder / "new"]
         for flags, words in (
@@ -1532,6 +1544,11 @@ class TeacherTraining(FolderTestCase):
                 (["--predict", self.folder / "no.npy", "--evaluate", own], ["no.npy"]),
                 (["--resume"], ["last.pth", "no such file"]),
                 (["--resume", "--evaluate", own], ["not allowed with"]),
+                (["--evaluate", ""], ["no such file, expected a best_i3d.pth"]),
+                (["--evaluate", own, "--beam_width", 10 ** 10], ["--beam_width 10000000000"]),
+                (["--data_dir", blank], ["<blank> is a train gloss"]),
+                (["--data_dir", alone], ["no sentence of train can be used"]),
+                (["--output_dir", self.folder / "a\nb"], [r"a\nb': expected", "--output_dir"]),
                 (["--split", "test"], ["--split"]),
                 (["--weight_decay", -1], ["--weight_decay -1.0"]),
                 (["--seed", 10 ** 20], ["--seed 1"]),
@@ -1544,6 +1561,9 @@ class TeacherTraining(FolderTestCase):
         run = ["--resume", "--output_dir", own.parent]
         self.assert_refused(teacher.main, [*run, "--epochs", 9], "--epochs 9", "run with 2")
         self.assert_refused(teacher.main, [*run, "--data_dir", other], "vocabulary", "last.pth")
+        path = data / "features/train/train-0003.npy"
+        np.save(path, np.load(path) + 1)
+        self.assert_refused(teacher.main, run, "last.pth", "made from other data")
 
     def test_a_checkpoint_of_another_vocabulary_is_not_scored(self):
         own, data = self.train() / "best_i3d.pth", self.folder / "corpus/dev.corpus.csv"

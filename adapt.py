@@ -144,7 +144,7 @@ def read_checkpoint(source):
             continue  # epoch, config and the like, beside the weights
         if name in weights:
             raise CheckpointError(f"{path}: two entries for {name}, the second is {key}")
-        if not tensor.is_floating_point() and tensor.dim() > 1 or 0 in tensor.shape:
+        if tensor.dim() == 5 and (not tensor.is_floating_point() or 0 in tensor.shape):
             raise CheckpointError(f"{path}: {key} is {tensor.dtype} of shape {list(tensor.shape)}, "
                                   f"expected floating point numbers")
         if name.endswith("running_var") and (tensor < 0).any():

@@ -271,7 +271,7 @@ def read_features(source, dim=None):
     if dim and features.shape[1] != dim:
         raise ValueError(f"{source}: {features.shape[1]} features a frame, expected {dim}")
     with np.errstate(over="ignore"):  # what float32 cannot hold is infinite, and refused below
-        features = features.astype(np.float32, copy=False)
+        features = features.astype(np.float32, order="C", copy=False)
     if not np.isfinite(features).all():
         frame = int(np.argmin(np.isfinite(features).all(axis=1)))
         raise ValueError(f"{source}: NaN or infinity in frame {frame}, expected finite numbers of "
@@ -965,7 +965,8 @@ def ctc_loss(model, batch):
 def load_checkpoint(path, config_class):
     """A checkpoint's content and its config. ValueError for what is no such checkpoint."""
     if not Path(path).is_file():
-        raise ValueError(f"{path}: no such file, expected a {config_class.checkpoint}")
+        raise ValueError(f"{path}: no such file, expected a checkpoint as "
+                         f"{config_class.checkpoint}")
     content, parts = adapt.load_file(path), {"model_state_dict": dict, "vocabulary": list,
                                              "config": dict}
     if not isinstance(content, dict) or not all(
@@ -1187,7 +1188,8 @@ def restore(last, path, optimizer, data, device):
         set_random_state(last["random"], device)
     except (AttributeError, IndexError, KeyError, OverflowError, RuntimeError, TypeError,
             ValueError) as error:
-        raise ValueError(f"{path}: cannot be gone on from ({error})") from error
+        raise ValueError(f"{path}: cannot be gone on from ({error}), expected a last.pth of this "
+                         f"version") from error
     print(f"Going on after epoch {len(rows) - 1} and {len(losses)} more steps of {path}")
     return last["header"], fresh, rows, losses
 

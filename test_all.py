@@ -1087,6 +1087,11 @@ class TeacherData(FolderTestCase):
             np.save(self.folder / "a.npy", features.astype(kind))
             found = teacher.read_features(self.folder / "a.npy")
             self.assertEqual((found.dtype, found.tolist()), (np.float32, features.tolist()))
+        data = self.corpus()
+        for path in data.glob("features/*/*.npy"):  # as .T or another machine leaves them
+            np.save(path, np.asfortranarray(np.load(path).astype(">f8")))
+        self.assertEqual(teacher.read_data(str(data)).digest,
+                         teacher.read_data(str(self.corpus("plain"))).digest)
         np.savez_compressed(self.folder / "b.npz", features)
         for name in ("b.npz", "b.npy"):
             self.assertEqual(teacher.read_features(self.folder / name).tolist(),
@@ -1544,7 +1549,7 @@ class TeacherTraining(FolderTestCase):
                 (["--predict", self.folder / "no.npy", "--evaluate", own], ["no.npy"]),
                 (["--resume"], ["last.pth", "no such file"]),
                 (["--resume", "--evaluate", own], ["not allowed with"]),
-                (["--evaluate", ""], ["no such file, expected a best_i3d.pth"]),
+                (["--evaluate", ""], ["no such file, expected a checkpoint as best_i3d.pth"]),
                 (["--evaluate", own, "--beam_width", 10 ** 10], ["--beam_width 10000000000"]),
                 (["--data_dir", blank], ["<blank> is a train gloss"]),
                 (["--data_dir", alone], ["no sentence of train can be used"]),

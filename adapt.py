@@ -502,7 +502,8 @@ def estimate_batchnorm(model, inputs):
 
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
-    parser = argparse.ArgumentParser(description="Adapt a 3D I3D checkpoint to 1D and report.")
+    parser = argparse.ArgumentParser(description="Adapt a 3D I3D checkpoint to 1D and report.",
+                                     allow_abbrev=False)
     parser.add_argument("source", help=f"checkpoint file or {KINETICS}")
     parser.add_argument("--adapt_method", choices=METHODS, default=METHOD)
     parser.add_argument("--output", metavar="FILE", help="write the adapted weights")

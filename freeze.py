@@ -125,7 +125,8 @@ def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
     # Only as a program: the one layer table, and the defaults of training, live with the model.
     from teacher import BACKBONE, LAYERS, Config
-    parser = argparse.ArgumentParser(description="Print which layers train in which epochs.")
+    parser = argparse.ArgumentParser(description="Print which layers train in which epochs.",
+                                     allow_abbrev=False)
     parser.add_argument("--epochs", type=int, default=Config.epochs)
     parser.add_argument("--unfreeze_stages", type=int, default=STAGES)
     parser.add_argument("--freeze_until_layer", default=FREEZE_UNTIL, choices=BACKBONE,

@@ -1381,7 +1381,7 @@ def pick_device(name):
 
 def make_parser(program, description, config_class):
     """(parser of the flags that teacher.py and distill.py share, its either-or group)."""
-    parser = argparse.ArgumentParser(program, description=description)
+    parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False)
     parser.error = lambda message: parser.exit(2, f"{program}: {message} (see --help)\n")
     add_config_flags(parser, config_class)
     either = parser.add_mutually_exclusive_group()

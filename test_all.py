@@ -1525,6 +1525,7 @@ class TeacherTraining(FolderTestCase):
         text = self.write("text.pth", "hello")
         data_flags = ["--data_dir", data, "--output_dir", self.folder / "new"]
         for flags, words in (
+                (["--epoch", 3], ["unrecognized arguments", "--epoch"]),
                 (["--epoch_count", 3], ["unrecognized arguments", "--epoch_count"]),
                 (["--epochs", "many"], ["--epochs", "many"]),
                 (["--epochs", 0], ["--epochs 0", "expected 1 to"]),

@@ -487,7 +487,8 @@ def print_alignments(names, references, hypotheses, scoring, width=100):
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
     parser = argparse.ArgumentParser(description="Corpus word error rate of two files: .stm, .ctm, "
-                                                 "corpus .csv, or text with a sentence a line.")
+                                                 "corpus .csv, or text with a sentence a line.",
+                                     allow_abbrev=False)
     parser.add_argument("reference", help="the sentences as they should be")
     parser.add_argument("hypothesis", help="the recognised sentences; those missing are deletions")
     parser.add_argument("--scoring", choices=WEIGHTS, default="levenshtein",

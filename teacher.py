@@ -1106,6 +1106,7 @@ def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=No
     check_room(folder, model, 3 if rows else 7)  # last.pth has three times the weights, best once
 
     def save(best=False):
+        """Write last.pth, log and picture, before them the best epoch's checkpoint."""
         content = {"model_state_dict": model.state_dict(), "epoch": len(rows) - 1,
                    "wer": rows[-1]["wer"] if rows else None,
                    "config": dataclasses.asdict(config), "vocabulary": data.vocabulary}
@@ -1142,13 +1143,7 @@ def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=No
                                     f"--learning_rate")
             if not stopped:
                 errors, dev_loss, _ = evaluate(model, data.corpus["dev"], data.vocabulary, device)
-                taken = [loss for loss in losses if loss is not None]
-                rows.append({"epoch": epoch, "stage": schedule.stage(epoch),
-                             "loss": sum(taken) / len(taken), "dev_loss": dev_loss,
-                             "wer": errors.wer, **dataclasses.asdict(errors),
-                             "learning_rate": rates[-1], "skipped_steps": losses.count(None),
-                             "released": schedule.describe(epoch)
-                             if epoch in schedule.starts else None})
+                rows.append(log_row(epoch, schedule, losses, dev_loss, errors, rates[-1]))
                 losses, best = [], min(rows, key=lambda row: row["wer"])
                 pace = (time.monotonic() - started) / (epoch + 1 - done)  # seconds an epoch
                 print_epoch(rows[-1], best, pace * (config.epochs - 1 - epoch))
@@ -1156,6 +1151,15 @@ def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=No
             if stopped:
                 raise Interrupted(stopped[0], f"in epoch {len(rows)} after step {len(losses)}")
     return min(rows, key=lambda row: row["wer"])
+
+
+def log_row(epoch, schedule, losses, dev_loss, errors, rate):
+    """An epoch's line of the log. losses: a step each, averaged over the steps that were taken."""
+    taken = [loss for loss in losses if loss is not None]
+    return {"epoch": epoch, "stage": schedule.stage(epoch), "loss": sum(taken) / len(taken),
+            "dev_loss": dev_loss, "wer": errors.wer, **dataclasses.asdict(errors),
+            "learning_rate": rate, "skipped_steps": losses.count(None),
+            "released": schedule.describe(epoch) if epoch in schedule.starts else None}
 
 
 def restore(last, path, optimizer, data, device):

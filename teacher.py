@@ -654,6 +654,7 @@ class Inception(nn.Module):
 
 
 def check_stride(stride):
+    """ValueError for a temporal_stride that the networks do not have."""
     if stride not in STRIDES:
         raise ValueError(f"temporal_stride {stride}, expected 2, 4 or 8")
 
@@ -963,7 +964,7 @@ def ctc_loss(model, batch):
 # ---------------------------------------------------------------- checkpoints, log, picture
 
 def load_checkpoint(path, config_class):
-    """A checkpoint's content and its config. ValueError for what is no such checkpoint."""
+    """A checkpoint's content, a dict. ValueError for a file that is missing or anything else."""
     if not Path(path).is_file():
         raise ValueError(f"{path}: no such file, expected a checkpoint as "
                          f"{config_class.checkpoint}")
@@ -1004,6 +1005,7 @@ def load_model(path, build, config_class, device):
 
 
 def is_finite(model):
+    """Whether no weight and no statistic of the model is NaN or infinite."""
     return all(value.isfinite().all() for value in model.state_dict().values())
 
 
@@ -1130,8 +1132,7 @@ def train(model, data, config, device, fresh=(), loss_function=ctc_loss, last=No
         for epoch in range(done, config.epochs):
             freeze.apply_freeze(model, (*schedule.trainable(epoch), *fresh))
             if epoch in schedule.starts:
-                print(f"epoch {epoch:>3}  {schedule.describe(epoch)} ({count_parameters(model)}"
-                      + (" train, fresh ones always)" if schedule.frozen else ")"))
+                print_stage(epoch, schedule, model)
             first, end = schedule.span(epoch)
             rates = [learning_rate(config, (epoch - first) * steps + step, (end - first) * steps)
                      for step in range(steps)]
@@ -1210,10 +1211,13 @@ def check_room(folder, model, times):
                       f"{needed / 1e6:.0f} MB for the checkpoints")
 
 
-def count_parameters(model):
+def print_stage(epoch, schedule, model):
+    """Say what trains from this epoch on."""
     sizes = {p: p.numel() for p in model.parameters()}
-    return (f"{sum(n for p, n in sizes.items() if p.requires_grad):,} of "
-            f"{sum(sizes.values()):,} parameters")
+    print(f"epoch {epoch:>3}  {schedule.describe(epoch)} "
+          f"({sum(n for p, n in sizes.items() if p.requires_grad):,} of "
+          f"{sum(sizes.values()):,} parameters"
+          + (" train, fresh ones always)" if schedule.frozen else ")"))
 
 
 def print_epoch(row, best, left):
@@ -1471,6 +1475,7 @@ def main(argv=None):
                              "0 if it can run")
 
     def function(given):
+        """What the flags ask for; returns what --json prints."""
         alone = {"write_corpus": run_write_corpus, "validate_data": validate_data}
         targets = {name: given.pop(name) for name in alone}
         for name, target in targets.items():

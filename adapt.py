@@ -186,6 +186,8 @@ def load_file(path):
     # The unpicklers raise whatever the broken bytes lead them to (IndexError, KeyError, ...).
     except Exception as error:
         reason = str(error).strip().split("\n")[0][:200] or type(error).__name__
+        if isinstance(error, KeyError):  # of an operation that pickles do not have
+            reason = "neither a torch file nor a pickle"
         if "weights_only" in str(error):  # torch explains at length how to run the file's code
             asked = re.search(r"GLOBAL (\S+)", str(error))
             reason = f"it asks for {asked[1] if asked else 'more than tensors'}, not allowed"

@@ -6,77 +6,40 @@
     $ python distill.py --evaluate checkpoints/student/best_student.pth --split test
     $ python distill.py --predict recording.npy another.npy
 
-The student learns from the glosses (CTC) and from what the teacher says of every frame (Hinton et
-al. 2015, arXiv 1503.02531, section 2); then the same student is trained without the teacher, so
-that the gain is a number. What a run writes lies in --output_dir: best_student.pth, last.pth,
-log.jsonl and curves.svg, the same of the student without the teacher in its folder `alone/`.
+The student learns from the glosses (CTC) and from the teacher's output for every frame (Hinton et
+al. 2015, arXiv 1503.02531, section 2). The baseline, the same student trained without the teacher,
+is trained after it, so that the gain is a number; its files lie in the folder `alone/`.
 
 Axes as in teacher.py: B sentences, T frames, T' frames after temporal_stride, D features,
 C channels, V classes with the CTC blank as class 0.
 """
 
-import dataclasses
+import argparse
 import functools
-import statistics
-import time
-from dataclasses import dataclass
+import json
+import os
 from pathlib import Path
 
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.benchmark import Timer
 
+import adapt
+import freeze
 import teacher
-from teacher import option
 
 LAYERS = ("stem", "halvings", "blocks", "norm", "classifier")
 KERNEL = 9                        # frames that a block's convolution sees
 DILATIONS = (1, 1, 2, 2, 4, 4)    # one block each: spacing of those frames
 EXPANSION = 2                     # hidden channels of a block over its channels
 BLOCK_DROPOUT = 0.1               # share of a block's changes dropped in training
+CHANNELS, DROPOUT = 128, 0.3      # defaults of network and flags
 TIMED, PASSES = 50, 5             # sentences whose time is taken, and how often
 
-
-# ---------------------------------------------------------------- configuration
-
-@dataclass
-class StudentConfig(teacher.TrainingConfig):
-    """The student's. run_distillation takes data_dir and temporal_stride from the teacher."""
-
-    layers, checkpoint = LAYERS, "best_student.pth"
-
-    data_dir: str = option("", "corpus directory (default: the teacher's)")
-    output_dir: str = option("checkpoints/student", "where checkpoints, log and picture go")
-    temporal_stride: int = option(0, "frames of the input a frame of the output (default: the "
-                                  "teacher's, and no other will do)")
-    learning_rate: float = option(2e-3, "AdamW's maximum, after warm-up and before cosine decay",
-                                  teacher.ABOVE_0)
-    dropout: float = option(0.3, "share of values dropped before the classifier",
-                            teacher.BELOW_1)
-    teacher_checkpoint: str = option(
-        "checkpoints/teacher/best_i3d.pth", "best_i3d.pth of teacher.py", metavar="FILE")
-    temperature: float = option(4.0, "of teacher and student in the distillation loss",
-                                teacher.ABOVE_0)
-    alpha: float = option(0.7, "weight of the distillation loss, 1 - alpha of CTC",
-                          (lambda value: 0 <= value <= 1, "0 to 1"))
-    blank_threshold: float = option(
-        0.5, "frames that the teacher gives a higher probability of blank teach nothing",
-        (lambda value: 0 < value <= 1, "above 0 and at most 1"))
-    channels: int = option(128, "of the student", teacher.at_least(2, 10 ** 4))
-
-    def __post_init__(self):
-        super().__post_init__()
-        self.teacher_checkpoint = str(Path(self.teacher_checkpoint).resolve())
-
-    @property
-    def loss_name(self):
-        return "train: distillation and CTC, dev: CTC" if self.alpha else super().loss_name
-
-
 # ---------------------------------------------------------------- losses
-
 def kd_loss(student_logits, teacher_logits, lengths, temperature, blank_threshold=1.0):
-    """T^2 * KL(teacher || student) at temperature T, in nats a frame (Hinton et al. 2015).
+    """T^2 * KL(teacher || student) at temperature T, in nats per frame (Hinton et al. 2015).
 
     student_logits, teacher_logits: [B, T', V]. lengths: [B] valid frames. Summed over classes,
     mean over the valid frames of the batch, so neither padding nor how sentences are batched
@@ -95,34 +58,27 @@ def kd_loss(student_logits, teacher_logits, lengths, temperature, blank_threshol
     kept = teacher_logits.softmax(dim=1)[:, 0] <= blank_threshold
     return temperature ** 2 * (divergence * kept).sum() / kept.sum().clamp(min=1)
 
-
 def frame_mask(lengths, frames, device):
     """[B], T -> [B, T] on the device, true for the frames before each sentence's end."""
     return torch.arange(frames, device=device) < lengths.to(device)[:, None]
 
+def distillation_loss(student, batch, teacher_model, args):
+    """alpha * kd_loss + (1 - alpha) * CTC in nats per gloss; at alpha 0 CTC alone.
 
-def distillation_loss(teacher_model, config):
-    """loss(student, batch) = alpha * kd_loss + (1 - alpha) * CTC in nats a gloss, for train().
-
-    The teacher is a closed-over function, neither part of the student nor known to an optimizer:
-    in evaluation mode, without gradients, on the same augmented features as the student.
+    The teacher is no part of the student and known to no optimizer: it is in evaluation mode,
+    without gradients, and sees the same augmented features.
     """
-    def loss(student, batch):
-        """Scalar; CTC alone where alpha is 0, without asking the teacher."""
-        logits, lengths = student(batch.features, batch.lengths)
-        ctc = teacher.ctc_losses(logits, lengths, batch).mean()
-        if config.alpha == 0:
-            return ctc
-        with torch.no_grad():
-            teacher_logits, _ = teacher_model(batch.features, batch.lengths)
-        kd = kd_loss(logits, teacher_logits, lengths, config.temperature, config.blank_threshold)
-        return config.alpha * kd + (1 - config.alpha) * ctc
-    return loss
-
+    logits, lengths = student(batch.features, batch.lengths)
+    ctc = teacher.ctc_losses(logits, lengths, batch).mean()
+    if args.alpha == 0:
+        return ctc
+    with torch.no_grad():
+        teacher_logits, _ = teacher_model(batch.features, batch.lengths)
+    kd = kd_loss(logits, teacher_logits, lengths, args.temperature, args.blank_threshold)
+    return args.alpha * kd + (1 - args.alpha) * ctc
 
 # ---------------------------------------------------------------- the network
-
-class BatchNorm(teacher.freeze.BatchNorm1d):
+class BatchNorm(freeze.BatchNorm1d):
     """nn.BatchNorm1d over frames: [B, T, C], mask [B, T] -> [B, T, C].
 
     In training the statistics are of the valid frames alone, however far a batch is padded.
@@ -135,11 +91,9 @@ class BatchNorm(teacher.freeze.BatchNorm1d):
         normalised[mask] = super().forward(frames[mask])
         return normalised
 
-
 def depthwise(convolution, frames, mask):
     """[B, T, C] -> [B, T', C]. Frames past a sentence's end read as zeros, like all padding."""
     return convolution((frames * mask[:, :, None]).transpose(1, 2)).transpose(1, 2)
-
 
 class Halving(nn.Module):
     """A depthwise-separable convolution of stride 2: [B, T, C] -> [B, ceil(T / 2), C']."""
@@ -154,7 +108,6 @@ class Halving(nn.Module):
         """mask, after: the valid frames of what comes in and of what goes out."""
         frames = self.pointwise(depthwise(self.depthwise, frames, mask))
         return F.relu(self.norm(frames, after))
-
 
 class Block(nn.Module):
     """An inverted residual: depthwise convolution over time, then wide and narrow over channels.
@@ -176,7 +129,6 @@ class Block(nn.Module):
         change = self.narrow(F.relu(self.widen(change)))
         return frames + F.dropout(change, BLOCK_DROPOUT, self.training)
 
-
 class Student(nn.Module):
     """Convolutions over time alone, separable as in QuartzNet (Kriman et al. 2020, 1910.10261).
 
@@ -184,12 +136,14 @@ class Student(nn.Module):
     and the dilated blocks see 113 encoder frames.
     """
 
-    def __init__(self, feature_dim, num_classes, temporal_stride, channels=StudentConfig.channels,
-                 dropout=StudentConfig.dropout):
+    kind, options = "student", ("temporal_stride", "channels", "dropout")
+
+    def __init__(self, feature_dim, num_classes, temporal_stride, channels=CHANNELS,
+                 dropout=DROPOUT):
         super().__init__()
-        teacher.check_stride(temporal_stride)
-        self.feature_dim, self.temporal_stride = feature_dim, temporal_stride
-        self.dropout = dropout
+        if temporal_stride not in teacher.STRIDES:
+            raise ValueError(f"temporal_stride {temporal_stride}, expected 2, 4 or 8")
+        self.temporal_stride, self.dropout = temporal_stride, dropout
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("feature_std", torch.ones(feature_dim))
         self.stem = nn.Linear(feature_dim, channels // 2)
@@ -201,7 +155,7 @@ class Student(nn.Module):
 
     def forward(self, features, lengths):
         """[B, T, D], [B] -> (logits [B, T', V], lengths' [B]); what lies past lengths' is noise."""
-        frames = self.stem(teacher.standardised(features, self))
+        frames = self.stem(teacher.standardise(features, self))
         mask = frame_mask(lengths, frames.shape[1], frames.device)
         for halving in self.halvings:
             lengths = (lengths + 1) // 2
@@ -211,7 +165,6 @@ class Student(nn.Module):
             frames = block(frames, mask)
         frames = F.dropout(self.norm(frames, mask), self.dropout, self.training)
         return self.classifier(frames), lengths
-
 
 class AnyLength(nn.Module):
     """The student for torch.export, which takes sizes of 1 for constants: T' is 3 at least."""
@@ -226,170 +179,117 @@ class AnyLength(nn.Module):
         # Laid out with frames innermost, as only then the cut leaves the exporter no question.
         return logits.mT.contiguous().mT[:, :-2], lengths
 
+def export_student(checkpoint, path):
+    """Write torch.export's program of a best_student.pth: (features [B, T, D], lengths [B]) of any
+    B and T, float32 as they are in the files, and int64, to what Student.forward returns.
 
-def load_student(path, device="cpu"):
-    """(Student in evaluation mode, its checkpoint) of a best_student.pth or last.pth."""
-    def build(config, feature_dim, num_classes):
-        return Student(feature_dim, num_classes, config.temporal_stride, config.channels,
-                       config.dropout)
-    return teacher.load_model(path, build, StudentConfig, device)
-
-
-def export_student(model, path):
-    """Write torch.export's program of the student: (features [B, T, D], lengths [B]) of any B, T.
-
-    features: float32, as they are in the files (standardising is inside). lengths: int64. Returns
-    what Student.forward does. OSError where path cannot be written.
     `torch.export.load(path).module()(features, lengths)` runs it without this project.
     """
-    lengths = torch.tensor([40, 25])
-    features = torch.randn(2, 40, model.feature_dim)
+    model, _ = adapt.load_model(checkpoint, Student)
+    arguments = torch.randn(2, 40, len(model.feature_mean)), torch.tensor([40, 25])
     batch, frames = torch.export.Dim("batch"), torch.export.Dim("frames")
-    dynamic = ({0: batch, 1: frames}, {0: batch})
-    program = torch.export.export(AnyLength(model.cpu().eval()), (features, lengths),
-                                  dynamic_shapes=dynamic)
-    teacher.adapt.write_file(path, lambda file: torch.export.save(program, file))
-
-
-# ---------------------------------------------------------------- the program
-
-def read_teacher(path, device):
-    """As load_teacher; ValueError where the file is a student's."""
-    if "teacher_checkpoint" in teacher.load_checkpoint(path, teacher.Config)["config"]:
-        raise ValueError(f"{path}: a student's checkpoint, expected a teacher's best_i3d.pth")
-    return teacher.load_teacher(path, device)
-
-
-def train_student(config, data, teacher_model, device, resume):
-    """Train a student, or go on training it. Returns the best epoch's log row."""
-    torch.manual_seed(config.seed)
-    student = Student(len(data.mean), len(data.vocabulary), config.temporal_stride,
-                      config.channels, config.dropout)
-    student.feature_mean.copy_(data.mean)
-    student.feature_std.copy_(data.std)
-    last, path = None, Path(config.output_dir) / "last.pth"
-    if resume and path.exists():
-        student, last = load_student(path)
-    return teacher.train(student.to(device), data, config, device, last=last,
-                         loss_function=distillation_loss(teacher_model, config))
-
-
-def run_distillation(given, resume, export=None, no_baseline=False):
-    """Train the student with and without its teacher and compare. Returns what --json prints."""
-    folder = teacher.writable_folder(given, StudentConfig)
-    if resume:
-        _, last = load_student(folder / "last.pth")
-        config = teacher.resumed_config(given, last, folder / "last.pth", StudentConfig)
-        given = dataclasses.asdict(config)
-    path = given.get("teacher_checkpoint", StudentConfig.teacher_checkpoint)
-    device = teacher.pick_device(given.get("device", StudentConfig.device))
-    teacher_model, checkpoint = read_teacher(path, device)
-    if Path(path).resolve().parent == folder.resolve():
-        raise ValueError(f"--output_dir {folder}: {path} is there, expected another directory, so "
-                         f"that the teacher's files stay")
-    own = {"data_dir": checkpoint["config"].get("data_dir", ""),
-           "temporal_stride": teacher_model.temporal_stride}
-    config = StudentConfig(**{**own, **given})
-    if config.temporal_stride != teacher_model.temporal_stride:
-        raise ValueError(f"--temporal_stride {config.temporal_stride}: {path} was trained with "
-                         f"{teacher_model.temporal_stride}, expected the same, so that the frames "
-                         f"of teacher and student line up")
-    data = teacher.read_data(config.data_dir, checkpoint["vocabulary"], teacher_model.feature_dim)
-    teacher.describe_data(data, config.data_dir)
-    print(f"Student of {path}, temperature {config.temperature}, alpha {config.alpha}")
-    if not resume:
-        teacher.move_aside(folder / "alone")  # or --resume might take it for this run's
-    train_student(config, data, teacher_model, device, resume)
-    rows = {"teacher": (teacher.load_teacher, Path(path)),
-            "student": (load_student, folder / config.checkpoint)}
-    if config.alpha and not no_baseline:
-        print("The same student without the teacher, to see what the teacher is worth")
-        alone = dataclasses.replace(config, alpha=0.0, output_dir=str(folder / "alone"))
-        train_student(alone, data, teacher_model, device, resume)
-        rows["student without teacher"] = (load_student, folder / "alone" / config.checkpoint)
-    result = report(rows, data, device)
-    if export:
-        run_export(folder / config.checkpoint, export)
-    return result
-
-
-def report(files, data, device):
-    """Print size, speed and WER of models side by side; the same as a dict.
-
-    files: name -> (what loads it, path of the checkpoint). WER on test, or on dev where there
-    is no test split; dev also chose each model's epoch.
-    """
-    split = "test" if "test" in data.corpus else "dev"
-    models = {name: load(path)[0] for name, (load, path) in files.items()}
-    speeds = milliseconds(models, data.corpus[split][:TIMED], data)
-    rows = {}
-    print(f"\n{'':<24}{'parameters':>11}{'file':>10}{'ms a sentence':>15}{split + ' WER':>10}")
-    for name, model in models.items():
-        errors, _, _ = teacher.evaluate(model.to(device), data.corpus[split], data.vocabulary,
-                                        device)
-        path = files[name][1]
-        rows[name] = {"checkpoint": str(path), "bytes": path.stat().st_size,
-                      "parameters": sum(p.numel() for p in model.parameters()),
-                      "milliseconds": speeds[name], f"{split}_wer": errors.wer}
-        print(f"{name:<24}{rows[name]['parameters']:>11,}{rows[name]['bytes'] / 1e6:>7.1f} MB"
-              f"{speeds[name]:>15.2f}{100 * errors.wer:>9.2f}%")
-    print(f"(milliseconds: one CPU thread, one sentence at a time, mean over "
-          f"{len(data.corpus[split][:TIMED])} sentences, median of {PASSES} passes)")
-    if alone := rows.get("student without teacher", {}).get(f"{split}_wer"):
-        gain = 1 - rows["student"][f"{split}_wer"] / alone
-        print(f"Distillation: {abs(gain):.0%} {'fewer' if gain >= 0 else 'more'} errors than the "
-              f"student makes without the teacher")
-    return rows
-
-
-def milliseconds(models, sentences, data):
-    """{name: milliseconds a sentence}, all models in turn so that they meet the same machine."""
-    threads, times = torch.get_num_threads(), {name: [] for name in models}
-    inputs = list(teacher.batches(sentences, data.vocabulary, 1, len(data.mean)))
-    torch.set_num_threads(1)
-    with torch.inference_mode():
-        for _ in range(PASSES):
-            for name, model in models.items():
-                started = time.perf_counter()
-                for batch in inputs:
-                    model(batch.features, batch.lengths)
-                times[name].append(1000 * (time.perf_counter() - started) / len(inputs))
-    torch.set_num_threads(threads)
-    return {name: statistics.median(values) for name, values in times.items()}
-
-
-def run_export(checkpoint, path):
-    model, _ = load_student(checkpoint)
-    export_student(model, Path(path))
+    program = torch.export.export(AnyLength(model), arguments,
+                                  dynamic_shapes=({0: batch, 1: frames}, {0: batch}))
+    adapt.write_file(path, lambda file: torch.export.save(program, file))
     print(f"{checkpoint} as a program of torch.export: {path}")
     return {"checkpoint": str(checkpoint), "export": str(path)}
 
+# ---------------------------------------------------------------- the program
+def train_student(args, data, teacher_model, resume):
+    """Train, or resume training, one student into --output_dir. Path of its best checkpoint."""
+    folder, last = Path(args.output_dir), None
+    student = teacher.make_model(Student, data, args)
+    if resume and (folder / "last.pth").exists():
+        student, last = adapt.load_model(folder / "last.pth", Student)
+    schedule = freeze.UnfreezeSchedule(LAYERS, args.epochs, stages=1, freeze_until=None)
+    loss = functools.partial(distillation_loss, teacher_model=teacher_model, args=args)
+    teacher.train(student.to(args.device), data, args, schedule, loss, last)
+    return folder / teacher.BEST["student"]
+
+def distill(args, model, last):
+    """Train the student with and without its teacher, compare. Returns what --json prints."""
+    if args.export and Path(args.export).suffix != ".pt2":
+        raise ValueError(f"--export {args.export}: expected a file name that ends in .pt2")
+    if args.evaluate is not None:
+        return export_student(args.evaluate, args.export)
+    folder, source = Path(args.output_dir), Path(args.teacher_checkpoint)
+    teacher_model, checkpoint = adapt.load_model(source, teacher.I3DTeacher)
+    if source.resolve().parent == folder.resolve():
+        raise ValueError(f"--output_dir {folder}: {source.name} is there, expected another folder")
+    if args.temporal_stride not in (None, teacher_model.temporal_stride):
+        raise ValueError(f"--temporal_stride {args.temporal_stride}: {source} was trained with "
+                         f"{teacher_model.temporal_stride}, so that their frames would not line up")
+    args.temporal_stride = teacher_model.temporal_stride
+    args.data_dir = args.data_dir or checkpoint["config"]["data_dir"]
+    data = teacher.read_data(args.data_dir, checkpoint["vocabulary"],
+                             len(teacher_model.feature_mean))
+    teacher.describe_data(data)
+    teacher_model.to(args.device)
+    if not last:  # or --resume might take it for this run's
+        adapt.move_aside(folder / "alone", teacher.RUN_FILES)
+    models = {"teacher": (teacher.I3DTeacher, source),
+              "student": (Student, train_student(args, data, teacher_model, last))}
+    if args.alpha and not args.no_baseline:
+        print("The baseline: the same student without the teacher")
+        alone = {**vars(args), "alpha": 0.0, "output_dir": str(folder / "alone")}
+        models["baseline"] = Student, train_student(argparse.Namespace(**alone), data, None, last)
+    result = report(models, data, args)
+    if args.export:
+        export_student(models["student"][1], args.export)
+    return result
+
+def report(models, data, args):
+    """Print size, speed and WER of checkpoints side by side; the same as a dict.
+
+    models: name -> (class, path). WER on test, or on dev where there is no test split; dev also
+    chose each model's epoch. Time: one CPU thread, one sentence at a time.
+    """
+    split = "test" if "test" in data.splits else "dev"
+    loader = functools.partial(teacher.make_loader, vocabulary=data.vocabulary, dim=len(data.mean))
+    one = argparse.Namespace(**{**vars(args), "batch_size": 1})
+    loaded = {name: adapt.load_model(path, kind)[0] for name, (kind, path) in models.items()}
+    timed, rows = list(loader(data.splits[split][:TIMED], args=one)), {}
+    print(f"\n{'':<10}{'parameters':>12}{'file':>10}{'ms per sentence':>17}{split + ' WER':>11}")
+    for name, model in loaded.items():
+        speed = milliseconds(model, timed)
+        batches = loader(data.splits[split], args=args)
+        errors, _, _ = teacher.evaluate(model.to(args.device), batches, data.vocabulary)
+        size, path = sum(p.numel() for p in model.parameters()), models[name][1]
+        rows[name] = {"checkpoint": str(path), "bytes": path.stat().st_size, "parameters": size,
+                      "milliseconds": speed, f"{split}_wer": errors.wer}
+        print(f"{name:<10}{size:>12,}{path.stat().st_size / 1e6:>7.1f} MB{speed:>17.2f}"
+              f"{100 * errors.wer:>10.2f}%")
+    if alone := rows.get("baseline", {}).get(f"{split}_wer"):
+        gain = 1 - rows["student"][f"{split}_wer"] / alone
+        print(f"Distillation: {abs(gain):.0%} {'fewer' if gain >= 0 else 'more'} errors than the "
+              f"baseline, the same student without the teacher")
+    return rows
+
+@torch.inference_mode()
+def milliseconds(model, batches):
+    """Mean time per batch of PASSES passes, on one CPU thread."""
+    timer = Timer("for batch in batches: model(batch.features, batch.lengths)",
+                  globals={"model": model, "batches": batches}, num_threads=1)
+    return 1000 * timer.timeit(PASSES).mean / len(batches)
 
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
-    parser, _ = teacher.make_parser("distill.py", __doc__.split("\n")[0], StudentConfig)
-    parser.add_argument("--export", metavar="FILE", help="write the best student, or that of "
-                        "--evaluate, with torch.export (.pt2)")
-    parser.add_argument("--no_baseline", action="store_true",
-                        help="do not train the student without the teacher")
-
-    def function(given):
-        """What the flags ask for; returns what --json prints."""
-        export, no_baseline = given.pop("export"), given.pop("no_baseline")
-        training = given["evaluate"] is None and not given["predict"]
-        if no_baseline and not training:
-            raise ValueError("--no_baseline: a flag of training, expected without --evaluate and "
-                             "--predict")
-        if export is not None and (Path(export).suffix != ".pt2" or Path(export).is_dir()):
-            raise ValueError(f"--export {export}: expected a file name that ends in .pt2")
-        if training or export is None:
-            return teacher.run(given, StudentConfig, load_student, functools.partial(
-                run_distillation, export=export, no_baseline=no_baseline))
-        if unused := teacher.flags_given(given) - {"evaluate"}:
-            raise ValueError(f"--{min(unused)}: expected --evaluate and --export without it")
-        return run_export(given["evaluate"], export)
-    teacher.run_program(parser, argv, function)
-
+    parser, _ = teacher.make_parser("distill.py", __doc__.split("\n")[0], "checkpoints/student",
+                                    2e-3, DROPOUT, temporal_stride=None)
+    add = parser.add_argument
+    add("--teacher_checkpoint", type=os.path.abspath, metavar="FILE",
+        default="checkpoints/teacher/best_i3d.pth", help="best_i3d.pth of teacher.py")
+    add("--temperature", type=teacher.number(float, 0.01, 1000), default=4.0,
+        help="of teacher and student in the distillation loss")
+    add("--alpha", type=teacher.number(float, 0, 1), default=0.7,
+        help="weight of the distillation loss, 1 - alpha of CTC")
+    add("--blank_threshold", type=teacher.number(float, 0, 1), default=0.5,
+        help="frames to which the teacher gives a higher probability of blank teach nothing")
+    add("--channels", type=teacher.number(int, 2, 10 ** 4), default=CHANNELS, help="of the student")
+    add("--no_baseline", action="store_true", help="do not train the student without the teacher")
+    add("--export", metavar="FILE", help="write the best student, or that of --evaluate, with "
+        "torch.export (.pt2)")
+    teacher.run_program(parser, argv, Student, distill)
 
 if __name__ == "__main__":
     main()

@@ -1,25 +1,95 @@
-"""What trains in which epoch: freezing by prefix, unfreezing by a schedule of the epoch alone.
+"""What trains in which epoch, and at which rate: freezing by prefix, unfreezing by a schedule.
 
     $ python freeze.py                                       # 50 epochs, 4 stages, to mixed_5c
     $ python freeze.py --epochs 60 --unfreeze_stages 6 --freeze_until_layer mixed_4f
 
 Gradual unfreezing from the top (Howard & Ruder 2018, arXiv 1801.06146, section 3.3). What trains
-at epoch k is a function of k, so it is the same however epoch k was reached, resumed or not.
+at epoch k, and at which learning rate, is a function of k: it does not depend on how epoch k was
+reached, resumed or not. Epochs, stages and steps are counted from 0.
 """
 
 import argparse
+import itertools
+import math
 import re
 
 import numpy as np
 from torch import nn
 from torch.nn import functional as F
 
-STAGES = 4                  # the first trains what is above the frozen layers, each later releases
-FREEZE_UNTIL = "mixed_5c"   # the last frozen layer: the whole I3D trunk
+# The network's children from input to output: the one layer table. `stem` is I3D's conv_1a to
+# conv_2c; the mixed blocks have the endpoint names of I3D's checkpoints.
+LAYERS = ("stem", "mixed_3b", "mixed_3c", "mixed_4b", "mixed_4c", "mixed_4d", "mixed_4e",
+          "mixed_4f", "mixed_5b", "mixed_5c", "lstm", "classifier")
+BACKBONE = LAYERS[:-2]
 
+EPOCHS = 50
+STAGES = 4                  # of progressive unfreezing; the first one releases nothing
+FREEZE_UNTIL = "mixed_5c"   # the last frozen layer: the whole I3D backbone
+WARMUP = 0.1                # share of a stage's steps in which the learning rate rises
+
+class UnfreezeSchedule:
+    """Layers released from the top of the network down, in `stages` over `epochs`.
+
+    layers: all layer names from input to output. freeze_until: the last layer that starts frozen;
+    None freezes nothing. always_trainable: names of modules in frozen layers that train in every
+    epoch (those a checkpoint did not fill). starts: the first epoch of each stage, as
+    numpy.array_split divides the epochs. stages=1 never releases anything: plain freezing.
+    Frozen layers are released by block (mixed_5; mixed_4; mixed_3 and stem) where there are at
+    least as many frozen blocks as releases, else by single layer. ValueError for an unknown layer
+    and for stages that would release nothing.
+    """
+
+    def __init__(self, layers, epochs, stages=STAGES, freeze_until=FREEZE_UNTIL,
+                 always_trainable=()):
+        layers = tuple(layers)
+        if freeze_until is not None and freeze_until not in layers:
+            raise ValueError(f"unknown layer {freeze_until!r}, expected one of {', '.join(layers)}")
+        self.frozen = layers[:layers.index(freeze_until) + 1] if freeze_until else ()
+        most = min(epochs, len(self.frozen) + 1)
+        if not 1 <= stages <= most:
+            raise ValueError(f"{stages} unfreezing stages over {epochs} epochs and "
+                             f"{len(self.frozen)} frozen layers, expected 1 to {most}")
+        self.layers, self.epochs = layers, epochs
+        self.always_trainable = tuple(name for name in always_trainable
+                                      if name.partition(".")[0] in self.frozen)
+        self.starts = tuple(int(part[0]) for part in np.array_split(range(epochs), stages))
+        # Top first: (mixed_5*), (mixed_4*), (mixed_3* and the stem, which has no number).
+        groups = [tuple(names) for _, names in itertools.groupby(
+            reversed(self.frozen), lambda name: "mixed_3" if name == "stem" else name[:7])]
+        if len(groups) < stages - 1:
+            groups = [(name,) for name in reversed(self.frozen)]
+        parts = np.array_split(range(len(groups)), stages - 1) if stages > 1 else []
+        # releases[k]: the layers, top first, that begin to train in stage k
+        self.releases = ((), *(tuple(name for g in part for name in groups[g]) for part in parts))
+
+    def stage(self, epoch):
+        """The stage that the epoch belongs to."""
+        return sum(epoch >= start for start in self.starts) - 1
+
+    def trainable(self, epoch):
+        """Names of the layers that train in this epoch, input to output, then always_trainable."""
+        released = {name for names in self.releases[:self.stage(epoch) + 1] for name in names}
+        return (*(n for n in self.layers if n not in self.frozen or n in released),
+                *self.always_trainable)
+
+    def learning_rate_factor(self, epoch, step, steps_per_epoch):
+        """The share of the maximal learning rate at a step of an epoch, above 0 and at most 1.
+
+        In each stage a linear warm-up over WARMUP of its steps, then half a cosine to zero. A decay
+        over the whole run instead would leave the last released layers next to no learning rate.
+        """
+        stage = self.stage(epoch)
+        first, end = (*self.starts, self.epochs)[stage:stage + 2]
+        step += (epoch - first) * steps_per_epoch
+        steps = (end - first) * steps_per_epoch
+        warmup = max(1, round(WARMUP * steps))
+        if step < warmup:
+            return (step + 1) / warmup
+        return 0.5 * (1 + math.cos(math.pi * (step - warmup) / (steps - warmup)))
 
 class BatchNorm1d(nn.BatchNorm1d):
-    """nn.BatchNorm1d that, while frozen, uses and keeps its running statistics.
+    """nn.BatchNorm1d that, while frozen, uses and keeps its running statistics: [N, C] -> [N, C].
 
     PyTorch's own re-enters training mode at the next model.train(), whatever requires_grad says,
     and its running statistics then drift (pytorch#86590). A batch of one row has no variance: it
@@ -27,76 +97,13 @@ class BatchNorm1d(nn.BatchNorm1d):
     """
 
     def train(self, mode=True):
-        return super().train(mode and (self.weight is None or self.weight.requires_grad))
+        return super().train(mode and self.weight.requires_grad)
 
     def forward(self, rows):
         if self.training and len(rows) == 1:
             return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias,
                                 eps=self.eps)
         return super().forward(rows)
-
-
-class UnfreezeSchedule:
-    """Layers released from the top of the network down, in `stages` over `epochs`.
-
-    layers: all layer names from input to output. freeze_until: the last layer that starts frozen;
-    None freezes nothing. starts: the first epoch of each stage, as numpy.array_split divides the
-    epochs. stages=1 never releases anything: plain freezing.
-    """
-
-    def __init__(self, layers, epochs, stages=STAGES, freeze_until=FREEZE_UNTIL):
-        layers = tuple(layers)
-        if freeze_until is not None and freeze_until not in layers:
-            raise ValueError(f"unknown layer {freeze_until!r}, expected one of {', '.join(layers)}")
-        if not 1 <= stages <= epochs:
-            raise ValueError(f"{stages} unfreezing stages over {epochs} epochs, "
-                             f"expected 1 to {epochs} stages")
-        self.layers, self.epochs = layers, epochs
-        self.starts = tuple(int(part[0]) for part in np.array_split(range(epochs), stages))
-        frozen = layers[:layers.index(freeze_until) + 1] if freeze_until else ()
-        groups = _blocks(frozen) if stages <= 4 else [(name,) for name in reversed(frozen)]
-        releases = np.array_split(range(len(groups)), stages - 1) if stages > 1 else []
-        # release[k]: the layers, top first, that stage k lets train
-        self.releases = ((),) + tuple(
-            tuple(name for g in part for name in groups[g]) for part in releases)
-        self.frozen = frozen
-
-    def stage(self, epoch):
-        """The stage, counted from 0, that epoch (counted from 0) belongs to."""
-        return sum(epoch >= start for start in self.starts) - 1
-
-    def span(self, epoch):
-        """(first epoch of the stage that epoch belongs to, first epoch after it)."""
-        stage = self.stage(epoch)
-        return self.starts[stage], (*self.starts, self.epochs)[stage + 1]
-
-    def trainable(self, epoch):
-        """Names of the layers that train in this epoch, from input to output."""
-        released = {name for names in self.releases[:self.stage(epoch) + 1] for name in names}
-        return tuple(n for n in self.layers if n not in self.frozen or n in released)
-
-    def describe(self, epoch):
-        """What a person wants to know where a stage starts: what it releases."""
-        stage = self.stage(epoch)
-        if not self.frozen:
-            return "all layers train"
-        if stage:
-            return f"stage {stage} releases {' '.join(self.releases[stage]) or 'nothing more'}"
-        return (f"stage 0 trains {' '.join(self.trainable(epoch))}; frozen: "
-                f"{' '.join(self.frozen)}")
-
-
-def _blocks(frozen):
-    """Top first: (mixed_5*), (mixed_4*), (mixed_3* and the stem, which has no block number)."""
-    blocks = []
-    for name in reversed(frozen):
-        number = re.match(r"mixed_\d|", name).group()
-        if blocks and number in ("", blocks[-1][0]):
-            blocks[-1][1].append(name)
-        else:
-            blocks.append((number, [name]))
-    return [tuple(names) for _, names in blocks]
-
 
 def apply_freeze(model, trainable):
     """Let exactly the named parts of the model train.
@@ -105,48 +112,50 @@ def apply_freeze(model, trainable):
     Sets requires_grad; the BatchNorm1d above then keep their statistics through any train().
     ValueError for a name the model does not have, and for a frozen BatchNorm of another class.
     """
-    parameters, matched = dict(model.named_parameters()), set()
-    for name, parameter in parameters.items():
-        owners = {name[:dot.start()] for dot in re.finditer(r"\.|$", name)} & set(trainable)
+    matched = set()
+    for name, parameter in model.named_parameters():
+        owners = {name[:dot.start()] for dot in re.finditer(r"\.|$", name)} & {*trainable}
         parameter.requires_grad_(bool(owners))
         matched |= owners
-    if unknown := set(trainable) - matched:
+    if unknown := {*trainable} - matched:
         raise ValueError(f"the model has no parameters named {', '.join(sorted(unknown))}")
     for name, module in model.named_modules():
         if (isinstance(module, nn.modules.batchnorm._BatchNorm)
                 and not isinstance(module, BatchNorm1d)
                 and not any(p.requires_grad for p in module.parameters())):
             raise ValueError(f"{name} is {type(module).__name__}, whose statistics would drift "
-                             f"while frozen; expected freeze.BatchNorm1d")
+                             f"while frozen, expected freeze.BatchNorm1d")
     model.train(model.training)  # every BatchNorm1d looks at its requires_grad again
 
+def layer_groups(model):
+    """An optimizer's parameter groups: all parameters, a group per layer with its name. Since the
+    optimizer holds them from the first step, unfreezing touches no optimizer state."""
+    return [{"name": name, "params": list(layer.parameters())}
+            for name, layer in model.named_children()]
 
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
-    # Only as a program: the one layer table, and the defaults of training, live with the model.
-    from teacher import BACKBONE, LAYERS, Config
-    parser = argparse.ArgumentParser(description="Print which layers train in which epochs.",
-                                     allow_abbrev=False)
-    parser.add_argument("--epochs", type=int, default=Config.epochs)
-    parser.add_argument("--unfreeze_stages", type=int, default=STAGES)
+    parser = argparse.ArgumentParser(
+        "freeze.py", description="Print which layers train in which epochs.", allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser.add_argument("--epochs", type=int, default=EPOCHS, help="passes over the sentences")
+    parser.add_argument("--unfreeze_stages", type=int, default=STAGES, help="stages of training")
     parser.add_argument("--freeze_until_layer", default=FREEZE_UNTIL, choices=BACKBONE,
-                        metavar="LAYER")
+                        metavar="LAYER", help="the last layer that starts frozen")
     parser.error = lambda message: parser.exit(2, f"freeze.py: {message}\n")
     args = parser.parse_args(argv)
     try:
         schedule = UnfreezeSchedule(LAYERS, args.epochs, args.unfreeze_stages,
                                     args.freeze_until_layer)
     except ValueError as error:
-        parser.exit(2, f"freeze.py: {error}\n")
-    ends = (*schedule.starts[1:], args.epochs)
+        parser.error(error)
     print(f"{'stage':>5}  {'epochs':<9} {'trains':<6} released")
-    for stage, (start, end) in enumerate(zip(schedule.starts, ends)):
+    for stage, (start, end) in enumerate(zip(schedule.starts, (*schedule.starts[1:], args.epochs))):
         count = f"{len(schedule.trainable(start))}/{len(LAYERS)}"
         released = " ".join(schedule.releases[stage]) or "-"
         print(f"{stage:>5}  {f'{start}-{end - 1}':<9} {count:<6} {released}")
     print(f"Parameters that a checkpoint did not fill train in every epoch. Layers, input to "
           f"output: {' '.join(LAYERS)}")
-
 
 if __name__ == "__main__":
     main()

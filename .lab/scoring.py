@@ -1,15 +1,12 @@
-"""wer.py beside what it stands for: sclite for its counts; jiwer and torchaudio for its speed.
+"""wer.py's scoring beside the tools it stands for: sclite's counts, jiwer's speed.
 
-    $ apt-get install sctk; python .lab/scoring.py agree --sets 3000     # counts, of each sentence
-    $ python .lab/scoring.py table                         # the rows of SCLITE in test_all.py
-    $ pip install jiwer==4.0.0; python .lab/scoring.py time --torchaudio FUNCTIONAL.PY
-
-None of these is needed to use or test the project. FUNCTIONAL.PY is torchaudio/functional/
-functional.py, of which only edit_distance is run (pure Python), so torchaudio need not import.
+    $ apt-get install sctk
+    $ python .lab/scoring.py agree --sets 3000    # counts of each sentence
+    $ python .lab/scoring.py table                # sclite's counts for the tests' SCLITE table
+    $ pip install jiwer==4.0.0; OMP_NUM_THREADS=1 python .lab/scoring.py time
 """
 
 import argparse
-import ast
 import random
 import re
 import statistics
@@ -18,7 +15,6 @@ import sys
 import tempfile
 import time
 from pathlib import Path
-from typing import Sequence  # noqa: F401 (torchaudio's function names it)
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
@@ -61,46 +57,34 @@ def noisy_set(rng, sentences=40):
                 hypothesis.append(rng.choice(glosses) if u < 2 * noise / 3 else other)
             while rng.random() < noise / 4:
                 hypothesis.append(rng.choice(hypothesis or glosses))
-        hypotheses.append([] if kind < 0.03 else draw(0) if kind < 0.2 else hypothesis)
+        hypotheses.append([] if kind < 0.02 else [wer.EMPTY] if kind < 0.04 else
+                          draw(0) if kind < 0.2 else hypothesis)
     return references, hypotheses
 
 
 def agree(sets):
     """Compare sentence by sentence and print how many differ."""
-    rng, sentences, differ, more, wrong_sets = random.Random(0), 0, 0, 0, 0
+    rng, sentences, differ, more = random.Random(0), 0, 0, 0
     for _ in range(sets):
         references, hypotheses = noisy_set(rng)
-        theirs = sclite(references, hypotheses)
-        for ref, hyp, counts in zip(references, hypotheses, theirs):
-            ref, hyp = ([gloss.lower() for gloss in glosses] for glosses in (ref, hyp))
-            sentences += 1
-            differ += wer.count_errors(ref, hyp, "sclite") != counts
-            more += sum(counts[1:]) != wer.edit_distance(ref, hyp)
-        errors = wer.score(references, hypotheses, "sclite")
-        wrong_sets += tuple(map(sum, zip(*theirs))) != (
-            errors.hits, errors.substitutions, errors.deletions, errors.insertions)
-    print(f"{sets} sets, {sentences} sentences: {wrong_sets} sets and {differ} sentences have "
-          f"other counts than sclite's ({more} sentences have more errors than Levenshtein's)")
+        for ref, hyp, theirs in zip(references, hypotheses, sclite(references, hypotheses)):
+            errors = wer.score([ref], [hyp], "sclite")
+            ours = errors.hits, errors.substitutions, errors.deletions, errors.insertions
+            fewest = wer.edit_distance(*([gloss.lower() for gloss in s] for s in (ref, hyp)))
+            sentences, differ = sentences + 1, differ + (ours != theirs)
+            more += sum(theirs[1:]) != fewest
+    print(f"{sets} sets, {sentences} sentences: {differ} have other counts than sclite's "
+          f"({more} have more errors than Levenshtein's)")
 
 
-def table(rows=30):
-    """Print sentences on which another rule for ties, or Levenshtein, would count otherwise."""
+def table():
+    """Print the rows of SCLITE in test_all.py with sclite's counts, and its drawn corpus's."""
     import test_all
-    rng, found = random.Random(1), []
-    others = [(4 * wer.COST + 1 + a * wer.TIE, 3 * wer.COST + b * wer.TIE,
-               3 * wer.COST + c * wer.TIE) for a, b, c in ((0, 2, 1), (1, 0, 2), (1, 2, 0),
-                                                           (2, 0, 1), (2, 1, 0))]
-    weights = wer.WEIGHTS["sclite"]
-    while len(found) < rows:
-        letters = "ABCD"[:rng.randint(2, 4)]
-        ref, hyp = ("".join(rng.choice(letters) for _ in range(rng.randint(2, 9))) for _ in "rh")
-        values = {wer._table(ref, hyp, w)[-1][-1] for w in (weights, *others)}
-        if len(values) > 2 or (len(values) > 1 and rng.random() < 0.02):
-            found.append((ref, hyp))
-    found += [("ABCXY", "XYPQR"), ("", "AB"), ("AB", ""), ("AAAA", "AA"), ("AA", "AAAA")]
-    for (ref, hyp), counts in zip(found, sclite(*zip(*found))):
-        print(f"    {ref or '-'} {hyp or '-'} {' '.join(map(str, counts))}")
-    print("corpus:", tuple(map(sum, zip(*sclite(*test_all.drawn_corpus())))))
+    rows = [row.split()[:2] for row in test_all.SCLITE.split(";")]
+    counts = sclite(*([word.strip("-") for word in column] for column in zip(*rows)))
+    for (ref, hyp), row in zip(rows, counts):
+        print(f"    {ref} {hyp} {' '.join(map(str, row))};")
+    print("SCLITE_DRAWN =", tuple(map(sum, zip(*sclite(*test_all.drawn_corpus())))))
 
 
 def phoenix_sized(rng, sentences=540, words=1100, noise=0.22):
@@ -119,39 +103,27 @@ def phoenix_sized(rng, sentences=540, words=1100, noise=0.22):
     return [" ".join(s) for s in references], [" ".join(s) for s in hypotheses]
 
 
-def timings(path, repeats):
-    """Print median milliseconds of each scorer, all taken in turns, and the ratios."""
+def timings(repeats):
+    """Print the median time of each scorer, taken in turns, and its ratio to jiwer's."""
     import jiwer
-    node = next(node for node in ast.parse(Path(path).read_text()).body
-                if getattr(node, "name", "") == "edit_distance") if path else None
-    if node:
-        node.decorator_list = []
-        exec(ast.unparse(node), globals())
-    for title, (refs, hyps) in (
-            ("540 sentences of about 10 glosses", phoenix_sized(random.Random(0))),
-            ("one sentence of 1,000 glosses",
-             [[" ".join(lines)] for lines in phoenix_sized(random.Random(0), 97)])):
-        runs = {"jiwer.process_words": lambda: jiwer.process_words(refs, hyps),
-                "wer.score": lambda: wer.score(refs, hyps),
-                "wer.score sclite": lambda: wer.score(refs, hyps, "sclite"),
-                "wer.edit_distance": lambda: [wer.edit_distance(ref.split(), hyp.split())
-                                              for ref, hyp in zip(refs, hyps)]}
-        if node:
-            runs["torchaudio edit_distance"] = lambda: [
-                edit_distance(ref.split(), hyp.split())  # noqa: F821
-                for ref, hyp in zip(refs, hyps)]
-        seconds = {name: [] for name in runs}
-        for _ in range(repeats):
-            for name, run in runs.items():
-                start = time.perf_counter()
-                run()
-                seconds[name].append(time.perf_counter() - start)
-        base = statistics.median(seconds["jiwer.process_words"])
-        print(f"{title} ({sum(len(ref.split()) for ref in refs)} reference glosses, WER "
-              f"{100 * wer.score(refs, hyps).wer:.1f}%), median of {repeats}")
-        for name, values in seconds.items():
-            median = statistics.median(values)
-            print(f"  {name:<26} {1000 * median:8.2f} ms  {median / base:6.2f} of jiwer")
+    refs, hyps = phoenix_sized(random.Random(0))
+    runs = {"jiwer.process_words": lambda: jiwer.process_words(refs, hyps),
+            "wer.score": lambda: wer.score(refs, hyps),
+            "wer.score, sclite": lambda: wer.score(refs, hyps, "sclite"),
+            "wer.edit_distance": lambda: [wer.edit_distance(ref.split(), hyp.split())
+                                          for ref, hyp in zip(refs, hyps)]}
+    seconds = {name: [] for name in runs}
+    for _ in range(repeats):
+        for name, run in runs.items():
+            start = time.perf_counter()
+            run()
+            seconds[name].append(time.perf_counter() - start)
+    base = statistics.median(seconds["jiwer.process_words"])
+    print(f"{len(refs)} sentences, {sum(len(ref.split()) for ref in refs)} reference glosses, "
+          f"WER {100 * wer.score(refs, hyps).wer:.1f}%, medians of {repeats}")
+    for name, values in seconds.items():
+        median = statistics.median(values)
+        print(f"  {name:<20} {1000 * median:6.2f} ms  {median / base:5.2f} of jiwer")
 
 
 def main():
@@ -159,14 +131,13 @@ def main():
     parser.add_argument("what", choices=("agree", "table", "time"))
     parser.add_argument("--sets", type=int, default=3000, help="of 40 sentences, for agree")
     parser.add_argument("--repeats", type=int, default=31, help="for time")
-    parser.add_argument("--torchaudio", help="torchaudio's functional.py, for time")
     args = parser.parse_args()
     if args.what == "agree":
         agree(args.sets)
     elif args.what == "table":
         table()
     else:
-        timings(args.torchaudio, args.repeats)
+        timings(args.repeats)
 
 
 if __name__ == "__main__":

@@ -1,103 +1,79 @@
-"""The README's table of training strategies: run them over seeds, record, print the table.
+"""Teachers over seeds on one corpus: run, record, print the table.
 
-    $ python .lab/strategies.py --data_dir DIR --name boston104 --epochs 60 150 --seeds 0 1 2
-    $ python .lab/strategies.py --name boston104             # only the table, from what is recorded
+    $ python .lab/strategies.py --corpus built-in --seeds 0 1 2
+    $ python .lab/strategies.py --corpus wlasl50 --data_dir DIR --strategies full -- --epochs 40
+    $ python .lab/strategies.py --corpus built-in --seeds       # only the table
 
-Each run is `python teacher.py` in a process with one thread; --workers of them at a time. A run
-that is recorded in .lab/results.jsonl is not repeated. WER in percent: the best epoch's on dev,
-which also chose the epoch; the last epoch's on dev, which chose nothing; the best epoch's on test.
+Each run is `python teacher.py` in a process with one thread; what follows -- goes to all of them. A
+run that .lab/results.jsonl has already is not repeated. WER in percent, mean ± standard deviation
+over seeds: on dev at the best epoch, which dev itself chose, and at the last epoch, which chose
+nothing; on test with the best epoch's checkpoint.
 """
 
 import argparse
-import json
-import os
-import statistics
-import subprocess
 import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-ROOT = Path(__file__).parent.parent
-RECORD = ROOT / ".lab/results.jsonl"
-KINETICS = ["--pretrained_weights", "i3d_kinetics400"]
+import lab
+
 STRATEGIES = {
     "from scratch": [],
-    "full fine-tuning": KINETICS,
-    "progressive unfreezing": [*KINETICS, "--progressive_unfreeze"],
-    "top layers (frozen to mixed_4f)": [*KINETICS, "--freeze_until_layer", "mixed_4f"],
-    "feature extraction (frozen to mixed_5c)": [*KINETICS, "--freeze_until_layer", "mixed_5c"],
+    "full fine-tuning": lab.KINETICS,
+    "progressive unfreezing": [*lab.KINETICS, "--progressive_unfreeze"],
+    "top layers": [*lab.KINETICS, "--freeze_until_layer", "mixed_4f"],
+    "feature extraction": [*lab.KINETICS, "--freeze_until_layer", "mixed_5c"],
 }
 
 
-def run(name, data_dir, strategy, epochs, seed, extra):
+def run(args, strategy, seed):
     """Train once and append what came out to the record."""
-    flags = [*STRATEGIES[strategy], "--epochs", str(epochs), "--seed", str(seed), *extra]
-    if data_dir:
-        flags = ["--data_dir", str(Path(data_dir).resolve()), *flags]
+    key = {"corpus": args.corpus, "strategy": strategy, "flags": args.flags, "seed": seed,
+           "commit": lab.commit(args.root)}
+    if lab.recorded(**key):
+        return
+    data = ["--data_dir", Path(args.data_dir).resolve()] if args.data_dir else []
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        process = subprocess.run(
-            [sys.executable, ROOT / "teacher.py", "--output_dir", folder, "--json", *flags],
-            env={**os.environ, "OMP_NUM_THREADS": "1"}, cwd=ROOT, capture_output=True, text=True)
-        if process.returncode:
-            sys.exit(process.stderr)
-        result = json.loads(process.stdout.splitlines()[-1])
-        rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").open()][1:]
-    row = {"name": name, "strategy": strategy, "epochs": epochs, "seed": seed, "extra": extra,
-           "best_epoch": result["epoch"],
-           "dev_best": result["dev_wer"], "dev_last": rows[-1]["wer"],
-           "test": result.get("test_wer"), "seconds": round(time.monotonic() - started)}
-    with RECORD.open("a") as file:
-        file.write(json.dumps(row) + "\n")
-    print(json.dumps(row), flush=True)
+        result = lab.run("teacher.py", *data, *STRATEGIES[strategy], "--seed", seed, "--device",
+                         "cpu", "--output_dir", folder, *args.flags, root=args.root)
+        last = lab.log_rows(folder)[-1]
+    row = {**key, "best_epoch": result["epoch"], "dev_best": result["dev_wer"],
+           "dev_last": last["wer"], "test": result.get("test_wer"),
+           "seconds": round(time.monotonic() - started)}
+    lab.record(row)
+    print(row, flush=True)
 
 
-def recorded(name, record=RECORD):
-    """The rows of a record (lines of JSON) that have this name."""
-    rows = [json.loads(line) for line in record.open()] if record.exists() else []
-    return [row for row in rows if row["name"] == name]
-
-
-def table(name):
-    rows = recorded(name)
-    print(f"| {name} | epochs | seeds | dev WER, best epoch | dev WER, last epoch | test WER |")
+def table(corpus):
+    rows = lab.recorded(corpus=corpus)
+    print(f"| {corpus} | commit | seeds | dev, best epoch | dev, last epoch | test |")
     print("|---|---|---|---|---|---|")
-    for epochs, extra in sorted({(row["epochs"], " ".join(row["extra"])) for row in rows}):
-        for strategy in STRATEGIES:
-            some = [r for r in rows if (r["strategy"], r["epochs"], " ".join(r["extra"]))
-                    == (strategy, epochs, extra)]
-            if some:
-                cells = " | ".join(spread([r[key] for r in some])
-                                   for key in ("dev_best", "dev_last", "test"))
-                print(f"| {strategy} {extra} | {epochs} | {len(some)} | {cells} |")
-
-
-def spread(values):
-    """Mean ± standard deviation over seeds, in percent."""
-    if None in values:
-        return "-"
-    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{deviation}"
+    for key in dict.fromkeys((r["strategy"], " ".join(r["flags"]), r["commit"]) for r in rows):
+        some = [r for r in rows if (r["strategy"], " ".join(r["flags"]), r["commit"]) == key]
+        cells = " | ".join(lab.spread([r[column] for r in some])
+                           for column in ("dev_best", "dev_last", "test"))
+        print(f"| {key[0]} {key[1]} | {key[2]} | {len(some)} | {cells} |")
 
 
 def main():
-    parser = argparse.ArgumentParser()
-    parser.add_argument("--name", required=True, help="of the data, in record and table")
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--corpus", required=True, help="its name in record and table")
     parser.add_argument("--data_dir", default="")
-    parser.add_argument("--epochs", type=int, nargs="*", default=[])
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=STRATEGIES)
-    parser.add_argument("--workers", type=int, default=2)
-    args, extra = parser.parse_known_args()
-    done = {(r["strategy"], r["epochs"], r["seed"]) for r in recorded(args.name)
-            if r["extra"] == extra}
-    jobs = [(strategy, epochs, seed) for epochs in args.epochs for seed in args.seeds
-            for strategy in args.strategies if (strategy, epochs, seed) not in done]
+    parser.add_argument("--workers", type=int, default=1)
+    parser.add_argument("--root", default=lab.ROOT, help="checkout whose teacher.py runs")
+    argv = sys.argv[1:]
+    cut = argv.index("--") if "--" in argv else len(argv)
+    args = parser.parse_args(argv[:cut])
+    args.flags = argv[cut + 1:]
+    jobs = [(strategy, seed) for seed in args.seeds for strategy in args.strategies]
     with ThreadPoolExecutor(args.workers) as pool:
-        list(pool.map(lambda job: run(args.name, args.data_dir, *job, extra), jobs))
-    table(args.name)
+        list(pool.map(lambda job: run(args, *job), jobs))
+    table(args.corpus)
 
 
 if __name__ == "__main__":

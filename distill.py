@@ -3,8 +3,6 @@
     $ python distill.py                        # from checkpoints/teacher/best_i3d.pth, on its data
     $ python distill.py --teacher_checkpoint best_i3d.pth --temperature 4.0 --alpha 0.7
     $ python distill.py --export student.pt2   # also write the student with torch.export
-    $ python distill.py --evaluate checkpoints/student/best_student.pth --split test
-    $ python distill.py --predict recording.npy another.npy
 
 The student learns from the glosses (CTC) and from the teacher's output for every frame (Hinton et
 al. 2015, arXiv 1503.02531, section 2). The baseline, the same student trained without the teacher,
@@ -63,11 +61,9 @@ def frame_mask(lengths, frames, device):
     return torch.arange(frames, device=device) < lengths.to(device)[:, None]
 
 def distillation_loss(student, batch, teacher_model, args):
-    """alpha * kd_loss + (1 - alpha) * CTC in nats per gloss; at alpha 0 CTC alone.
-
-    The teacher is no part of the student and known to no optimizer: it is in evaluation mode,
-    without gradients, and sees the same augmented features.
-    """
+    """alpha * kd_loss + (1 - alpha) * CTC in nats per gloss; at alpha 0 CTC alone. The teacher is
+    no part of the student and known to no optimizer: it is in evaluation mode, without gradients,
+    and sees the same augmented features."""
     logits, lengths = student(batch.features, batch.lengths)
     ctc = teacher.ctc_losses(logits, lengths, batch).mean()
     if args.alpha == 0:
@@ -111,10 +107,8 @@ class Halving(nn.Module):
 
 class Block(nn.Module):
     """An inverted residual: depthwise convolution over time, then wide and narrow over channels.
-
-    MobileNetV2's block (Sandler et al. 2018, arXiv 1801.04381) in the order of ConvNeXt's
-    (Liu et al. 2022, arXiv 2201.03545, section 2.6).
-    """
+    MobileNetV2's block (Sandler et al. 2018, arXiv 1801.04381) in the order of ConvNeXt's (Liu et
+    al. 2022, arXiv 2201.03545, section 2.6)."""
 
     def __init__(self, channels, dilation):
         super().__init__()
@@ -130,19 +124,15 @@ class Block(nn.Module):
         return frames + F.dropout(change, BLOCK_DROPOUT, self.training)
 
 class Student(nn.Module):
-    """Convolutions over time alone, separable as in QuartzNet (Kriman et al. 2020, 1910.10261).
-
-    No recurrent layer: torch.export unrolls nn.LSTM and nn.GRU for one length (pytorch#115092),
-    and the dilated blocks see 113 encoder frames.
-    """
+    """Convolutions over time alone, separable as in QuartzNet (Kriman et al. 2020, 1910.10261). No
+    recurrent layer: torch.export unrolls nn.LSTM and nn.GRU for one length (pytorch#115092); the
+    dilated blocks see 113 encoder frames. temporal_stride: 2, 4 or 8."""
 
     kind, options = "student", ("temporal_stride", "channels", "dropout")
 
     def __init__(self, feature_dim, num_classes, temporal_stride, channels=CHANNELS,
                  dropout=DROPOUT):
         super().__init__()
-        if temporal_stride not in teacher.STRIDES:
-            raise ValueError(f"temporal_stride {temporal_stride}, expected 2, 4 or 8")
         self.temporal_stride, self.dropout = temporal_stride, dropout
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("feature_std", torch.ones(feature_dim))
@@ -180,11 +170,9 @@ class AnyLength(nn.Module):
         return logits.mT.contiguous().mT[:, :-2], lengths
 
 def export_student(checkpoint, path):
-    """Write torch.export's program of a best_student.pth: (features [B, T, D], lengths [B]) of any
-    B and T, float32 as they are in the files, and int64, to what Student.forward returns.
-
-    `torch.export.load(path).module()(features, lengths)` runs it without this project.
-    """
+    """Write torch.export's program of a best_student.pth: (features [B, T, D] float32, raw, lengths
+    [B] int64) of any B and T -> what Student.forward returns.
+    `torch.export.load(path).module()(features, lengths)` runs it without this project."""
     model, _ = adapt.load_model(checkpoint, Student)
     arguments = torch.randn(2, 40, len(model.feature_mean)), torch.tensor([40, 25])
     batch, frames = torch.export.Dim("batch"), torch.export.Dim("frames")

@@ -54,7 +54,7 @@ class UnfreezeSchedule:
         self.always_trainable = tuple(name for name in always_trainable
                                       if name.partition(".")[0] in self.frozen)
         self.starts = tuple(int(part[0]) for part in np.array_split(range(epochs), stages))
-        # Top first: (mixed_5*), (mixed_4*), (mixed_3* and the stem, which has no number).
+        # Top first, by name[:7]: mixed_5, mixed_4, mixed_3 (with the stem, which has no number).
         groups = [tuple(names) for _, names in itertools.groupby(
             reversed(self.frozen), lambda name: "mixed_3" if name == "stem" else name[:7])]
         if len(groups) < stages - 1:
@@ -114,6 +114,7 @@ def apply_freeze(model, trainable):
     """
     matched = set()
     for name, parameter in model.named_parameters():
+        # stem.conv_1a.conv.weight -> itself and stem.conv_1a.conv, stem.conv_1a, stem
         owners = {name[:dot.start()] for dot in re.finditer(r"\.|$", name)} & {*trainable}
         parameter.requires_grad_(bool(owners))
         matched |= owners

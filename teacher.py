@@ -3,7 +3,6 @@
     $ python teacher.py --pretrained_weights i3d_kinetics400          # on the built-in corpus
     $ python teacher.py --pretrained_weights i3d_kinetics400 --progressive_unfreeze
     $ python teacher.py --data_dir DIR --pretrained_weights i3d_kinetics400 --epochs 150
-    $ python teacher.py --evaluate checkpoints/teacher/best_i3d.pth --split test
 
 The network is I3D (Carreira & Zisserman 2017, arXiv 1705.07750, figure 3) over time alone, with
 connectionist temporal classification (Graves et al. 2006) over glosses.
@@ -153,6 +152,7 @@ class I3DTeacher(nn.Module):
     """
 
     kind, options = "teacher", ("temporal_stride", "hidden_size", "dropout")
+    a_trous = True  # False where an earlier version trained it, which left such poolings out
 
     def __init__(self, feature_dim, num_classes, temporal_stride=TEMPORAL_STRIDE,
                  hidden_size=HIDDEN_SIZE, dropout=DROPOUT):
@@ -194,9 +194,9 @@ class I3DTeacher(nn.Module):
         device, dilation = rows.device, 1
         rows = self.stem(standardise(rows, self), window7.to(device), window3.to(device))
         for name in freeze.BACKBONE[1:]:
-            if name in POOLS:
-                kernel, halves_from = POOLS[name]
-                stride = 2 if self.temporal_stride >= halves_from else 1
+            kernel, halves_from = POOLS.get(name, (0, 0))
+            stride = 2 if self.temporal_stride >= halves_from else 1
+            if kernel and (stride == 2 or self.a_trous):
                 window, lengths = neighbours(lengths, kernel, (kernel - 2) // 2, stride, dilation)
                 rows = max_pool(rows, window.to(device))
                 dilation *= 2 // stride

@@ -137,8 +137,9 @@ class WordErrors:
     @property
     def wer(self):
         """Errors per reference gloss, a fraction; infinite for insertions into nothing."""
-        total = self.reference_glosses
-        return self.errors / total if total else math.inf if self.errors else 0.0
+        if not self.reference_glosses:
+            return math.inf if self.errors else 0.0
+        return self.errors / self.reference_glosses
 
     @property
     def ser(self):
@@ -160,9 +161,9 @@ def _cost_table(ref, hyp, scoring):
         left = above[0] + deletion
         row = [left]
         for other, diagonal, up in zip(hyp, above, above[1:]):
-            left = left + insertion if left + insertion < up + deletion else up + deletion
-            pair = diagonal if token == other else diagonal + substitution
-            left = pair if pair < left else left
+            gap = left + insertion if left + insertion < up + deletion else up + deletion
+            paired = diagonal if token == other else diagonal + substitution
+            left = paired if paired < gap else gap
             row.append(left)
         table.append(row)
     return table

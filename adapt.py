@@ -100,7 +100,8 @@ def load_model(path, model_class):
     """
     content = load_file(path)
     try:
-        state, config = content["model_state_dict"], content["config"]
+        content = dict(content)
+        state, config = dict(content["model_state_dict"]), content["config"]
         kind = "student" if "teacher_checkpoint" in config else "teacher"
         if kind != model_class.kind:
             raise ValueError(f"it is a {kind}'s")
@@ -116,8 +117,8 @@ def load_model(path, model_class):
     return model.eval(), content
 
 def save_checkpoint(content, path):
-    """torch.save through write_file."""
-    write_file(path, lambda file: torch.save(content, file))
+    """torch.save through write_file; by name, as Ctrl-C in a write to a Python file ends badly."""
+    write_file(path, lambda file: torch.save(content, file.name))
 
 def write_text(text, path):
     write_file(path, lambda file: file.write(text.encode()))
@@ -136,14 +137,11 @@ def write_file(path, write):
             os.fsync(file.fileno())  # or a power cut could leave the new name with no content
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        # torch.save raises a RuntimeError of its own over what the system or Ctrl-C raised.
-        cause = error.__context__ if isinstance(error.__context__, OSError) else error
-        reason = str(cause).split("\n")[0]
+        reason = str(error).split("\n")[0]
         with contextlib.suppress(OSError):
             temporary.unlink()
-        if isinstance(error.__context__, KeyboardInterrupt):
-            raise error.__context__
-        raise OSError(f"{path}: could not be written ({reason}), what was there stays") from error
+        raise OSError(f"{path}: could not be written ({reason}), is the disk full? What was there "
+                      f"stays") from error
 
 def move_aside(folder, names):
     """Keep an earlier run's files: they move to the first free folder/earlier_N."""
@@ -223,6 +221,7 @@ def _weights(tree, path):
             value = torch.from_numpy(value.astype(np.float32, order="C"))
         if not isinstance(value, torch.Tensor):
             continue  # epoch, config and the like, beside the weights
+        value = value.float() if value.is_floating_point() else value
         name = key.lower()
         for pattern, replacement in RENAME:
             name = pattern.sub(replacement, name)
@@ -234,7 +233,7 @@ def _weights(tree, path):
                 or name.endswith("running_var") and (value < 0).any()):
             raise ValueError(f"{path}: {key} holds NaN, infinity, negative variances or no dense "
                              f"numbers ({value.dtype}, shape {list(value.shape)})")
-        weights[name] = value.float() if value.is_floating_point() else value
+        weights[name] = value
     return weights
 
 def _flatten(tree, prefix=""):

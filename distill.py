@@ -201,7 +201,7 @@ def distill(args, last):
         return teacher.run_checkpoint(args, Student)
     folder, source = Path(args.output_dir), Path(args.teacher_checkpoint)
     teacher_model, checkpoint = adapt.load_model(source, teacher.I3DTeacher)
-    if source.resolve().parent == folder.resolve():
+    if source.resolve().parent in (folder.resolve(), folder.resolve() / "alone"):
         raise ValueError(f"--output_dir {folder}: {source.name} is there, expected another folder")
     if args.temporal_stride not in (None, teacher_model.temporal_stride):
         raise ValueError(f"--temporal_stride {args.temporal_stride}: {source} was trained with "

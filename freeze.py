@@ -70,8 +70,9 @@ class UnfreezeSchedule:
     def trainable(self, epoch):
         """Names of the layers that train in this epoch, input to output, then always_trainable."""
         released = {name for names in self.releases[:self.stage(epoch) + 1] for name in names}
-        return (*(n for n in self.layers if n not in self.frozen or n in released),
-                *self.always_trainable)
+        layers = [n for n in self.layers if n not in self.frozen or n in released]
+        return (*layers, *(name for name in self.always_trainable
+                           if name.partition(".")[0] not in layers))
 
     def learning_rate_factor(self, epoch, step, steps_per_epoch):
         """The share of the maximal learning rate at a step of an epoch, above 0 and at most 1.

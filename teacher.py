@@ -254,7 +254,7 @@ def read_features(source, dim=None):
             path = path if path.is_file() else path.with_suffix(".npz")
             features = np.load(path, allow_pickle=False)
             if isinstance(features, np.lib.npyio.NpzFile):
-                (features,) = features.values()
+                (features,) = map(np.asanyarray, features.values())
         except Exception as error:  # on broken bytes numpy raises whatever it runs into
             reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
             raise ValueError(f"{source}: {reason}, expected one array as .npy or .npz") from error
@@ -317,13 +317,14 @@ def read_data(data_dir, vocabulary=None, dim=None):
 
 def describe_data(data):
     """Print sizes, and what a user should know of the data before believing a WER."""
-    print(f"Data: {data.name}, D = {len(data.mean)}, {len(data.vocabulary) - 1} glosses")
+    known = {*data.vocabulary}
+    print(f"Data: {data.name}, D = {len(data.mean)}, {len(known) - 1} glosses")
     for split, sentences in data.splits.items():
         frames = [sentence.frames for sentence in sentences]
         glosses = [gloss for sentence in sentences for gloss in sentence.glosses]
         print(f"  {split:<5} {len(sentences):>5} sentences, {len(glosses):>6} glosses, "
               f"{min(frames)} to {max(frames)} frames per sentence")
-        if unknown := [gloss for gloss in glosses if gloss not in data.vocabulary]:
+        if unknown := [gloss for gloss in glosses if gloss not in known]:
             print(f"    glosses unknown to train, certain errors (WER at least "
                   f"{len(unknown) / len(glosses):.1%}): {' '.join(sorted({*unknown}))}")
         if any(short := [sum(not s.fits(stride) for s in sentences) for stride in STRIDES]):
@@ -455,9 +456,9 @@ def _sign(sequence, signer, rng):
 
 def write_corpus(corpus, directory):
     """Write a corpus with its features in memory as files in the project's layout."""
+    Path(directory).mkdir(parents=True)  # a new one: nobody's annotations are written over
     for split, sentences in corpus.items():
-        folder = Path(directory) / "features" / split
-        folder.mkdir(parents=True)
+        (folder := Path(directory, "features", split)).mkdir(parents=True)
         lines = ["id|folder|signer|annotation"]
         for s in sentences:
             np.save(folder / f"{s.id}.npy", s.features)
@@ -498,8 +499,7 @@ def train_one_epoch(model, loader, optimizer, learning_rate, loss_function):
             print(f"\r  step {step + 1}/{len(loader)}  loss {loss.item():.3f}\r", end="",
                   file=sys.stderr)
     if not losses or not all(value.isfinite().all() for value in model.state_dict().values()):
-        raise FloatingPointError("loss, gradient or weights became NaN or infinite, this epoch is "
-                                 "not saved: start again with a lower --learning_rate")
+        raise FloatingPointError("NaN or infinity in loss or weights, try a lower --learning_rate")
     return sum(losses) / len(losses), len(loader) - len(losses)
 
 @torch.inference_mode()
@@ -522,9 +522,7 @@ def evaluate(model, loader, vocabulary, decode=wer.greedy_decode):
 
 def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
     """Train; write checkpoints, log and picture into --output_dir. Returns the best epoch's row.
-
-    loss_function: (model, Batch) -> scalar. last: the content of the last.pth to resume from.
-    """
+    loss_function: (model, Batch) -> scalar. last: the content of the last.pth to resume from."""
     folder, sentences = Path(args.output_dir), alignable(data, args.temporal_stride)
     load = partial(make_loader, vocabulary=data.vocabulary, dim=len(data.mean), args=args)
     augmentation = partial(augment, mean=data.mean, std=data.std, stride=args.temporal_stride)
@@ -674,13 +672,13 @@ def run_program(parser, argv, model_class, run):
             result = run(args, last)
         if args.json:
             print(json.dumps(result))
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
+    except ValueError as error:  # from a DataLoader's worker it comes with a traceback in words
+        parser.exit(2, f"{parser.prog}: {str(error).rpartition('ValueError: ')[2].rstrip()}\n")
     except (OSError, MemoryError, FloatingPointError, torch.OutOfMemoryError) as error:
         parser.exit(1, f"{parser.prog}: {str(error) or 'out of memory'}\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; --resume --output_dir {args.output_dir} "
-                         f"continues after the last whole epoch\n")
+        parser.exit(130, f"{parser.prog}: interrupted; a training continues with --resume "
+                         f"--output_dir {args.output_dir}\n")
 
 def resume_flags(parser, argv, folder, model_class):
     """(flags of the interrupted run, the content of its last.pth). ValueError."""
@@ -688,8 +686,10 @@ def resume_flags(parser, argv, folder, model_class):
     if "optimizer" not in last or "model" not in last:
         raise ValueError(f"{path}: cannot be resumed, expected a last.pth of this version")
     saved = {**last["config"], "output_dir": folder}
+    if saved["device"] != "cpu" and not torch.cuda.is_available():
+        del saved["device"]
     args = parser.parse_args(argv, argparse.Namespace(**saved))  # saved flags instead of defaults
-    for name in saved.keys() - {"data_dir", "device", "num_workers"}:
+    for name in saved.keys() - {"data_dir", "device", "num_workers", "teacher_checkpoint"}:
         if getattr(args, name) != saved[name]:
             raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}")
     print(f"Resuming {path} after epoch {last['epoch']}")
@@ -707,7 +707,7 @@ def run_checkpoint(args, model_class):
     if unknown := sorted(glosses - {*vocabulary}):
         print(f"Not in the vocabulary of {path}, certain errors: {' '.join(unknown)}")
     if len(unknown) == len(glosses) and not args.predict:
-        raise ValueError(f"{data_dir}: no gloss of {args.split} is in the vocabulary of {path}")
+        raise ValueError(f"{data_dir}: no {args.split} split, or no gloss of it known to {path}")
     decode = wer.greedy_decode
     if args.beam_width > 1 or args.lm_weight:
         known = [s.glosses for s in read_split(data_dir, "train")] if args.lm_weight else []
@@ -782,7 +782,7 @@ def main(argv=None):
     parser, either = make_parser("teacher.py", __doc__.split("\n")[0], "checkpoints/teacher", 1e-3,
                                  DROPOUT, TEMPORAL_STRIDE)
     count, add = number(int, 1, 10 ** 6), parser.add_argument
-    add("--hidden_size", type=count, default=HIDDEN_SIZE, help="LSTM units per direction")
+    add("--hidden_size", type=number(int, 1, 10 ** 4), default=HIDDEN_SIZE, help="of the LSTM")
     add("--pretrained_weights", metavar="NAME|PATH", help=f"file or {adapt.KINETICS} to start from")
     add("--adapt_method", choices=adapt.METHODS, default=adapt.METHOD, help="3D kernels -> 1D")
     add("--freeze_backbone", action="store_true", help="freeze stem to mixed_5c")

@@ -30,10 +30,11 @@ def log_rows(folder):
 
 
 def commit(root=ROOT):
-    """The short commit hash of a checkout, with + where tracked files differ from it."""
+    """The short commit hash of a checkout, with + where its programs differ from it."""
     git = lambda *words: subprocess.run(["git", "-C", root, *words], capture_output=True,
                                         text=True).stdout.strip()
-    return git("rev-parse", "--short", "HEAD") + "+" * bool(git("status", "--short", "-uno"))
+    changed = git("status", "--short", "-uno", ":(exclude).lab")
+    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 
 def record(row, path=RECORD):

@@ -273,7 +273,7 @@ def main(argv=None):
         help="of teacher and student in the distillation loss")
     add("--alpha", type=teacher.number(float, 0, 1), default=0.7,
         help="weight of the distillation loss, 1 - alpha of CTC")
-    add("--blank_threshold", type=teacher.number(float, 0, 1), default=0.5,
+    add("--blank_threshold", type=teacher.number(float, 0, 1), default=1.0,
         help="frames to which the teacher gives a higher probability of blank teach nothing")
     add("--channels", type=teacher.number(int, 2, 10 ** 4), default=CHANNELS, help="of the student")
     add("--no_baseline", action="store_true", help="do not train the student without the teacher")

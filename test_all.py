@@ -44,6 +44,8 @@ import freeze
 import teacher
 import wer
 
+torch.set_num_threads(1)  # some tests run processes beside this one
+
 HERE = Path(teacher.__file__).resolve().parent
 SIZES = {"train": 6, "dev": 2, "test": 2}  # sentences of a small corpus
 

@@ -18,6 +18,7 @@ import hashlib
 import json
 import math
 import os
+import re
 import signal
 import sys
 import time
@@ -256,7 +257,7 @@ def read_features(source, dim=None):
             if isinstance(features, np.lib.npyio.NpzFile):
                 (features,) = map(np.asanyarray, features.values())
         except Exception as error:  # on broken bytes numpy raises whatever it runs into
-            reason = getattr(error, "strerror", None) or str(error).split("\n")[0]
+            reason = getattr(error, "strerror", None) or re.split(r"\n|\. If", str(error))[0]
             raise ValueError(f"{source}: {reason}, expected one array as .npy or .npz") from error
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind != "f":
         raise ValueError(f"{name}: {features.dtype} array of shape {list(features.shape)}, "
@@ -569,7 +570,6 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
     return best_epoch(history)
 
 def best_epoch(history):
-    """The first row of lowest dev WER."""
     return min(history, key=lambda row: row["wer"])
 
 def save_run(folder, model, optimizer, schedule, vocabulary, header, history):

@@ -348,9 +348,10 @@ def load_pretrained(model, source, method=METHOD, vocabulary=None):
             report.skipped[name] = "its convolution was not loaded"
         else:
             (report.adapted if name in adapted else report.loaded).append(name)
+    filled = {*report.loaded, *report.adapted}
     # The gamma that adapt_weights made for a unit comes with the unit's beta.
-    filled = {name for name in values if name in (*report.loaded, *report.adapted)
-              or name not in weights and name.replace(".weight", ".bias") in report.loaded}
+    filled |= {name for name in values.keys() - weights.keys()
+               if name.replace(".weight", ".bias") in filled}
     if not any(".conv." in name for name in filled):
         name, reason = next(iter(report.skipped.items()), ("it", "has no convolutions"))
         raise ValueError(f"{source}: none of its {len(weights)} entries fits the backbone of this "

@@ -105,6 +105,8 @@ def load_model(path, model_class):
         kind = "student" if "teacher_checkpoint" in config else "teacher"
         if kind != model_class.kind:
             raise ValueError(f"it is a {kind}'s")
+        if kind == "teacher":
+            config.setdefault("backbone_ctc", 0.0)  # earlier versions had no second head
         model = model_class(len(state["feature_mean"]), len(content["vocabulary"]),
                             **{name: config[name] for name in model_class.options})
         model.load_state_dict(state)

@@ -1,6 +1,7 @@
 """What trains in which epoch, and at which rate: freezing by prefix, unfreezing by a schedule.
 
     $ python freeze.py                                       # 50 epochs, 4 stages, to mixed_5c
+    $ python freeze.py --unfreeze_by 0.3                     # the last release after 0.3 of them
     $ python freeze.py --epochs 60 --unfreeze_stages 6 --freeze_until_layer mixed_4f
 
 Gradual unfreezing from the top (Howard & Ruder 2018, arXiv 1801.06146, section 3.3). What trains
@@ -34,14 +35,15 @@ class UnfreezeSchedule:
     layers: all layer names from input to output. freeze_until: the last layer that starts frozen;
     None freezes nothing. always_trainable: names of modules in frozen layers that train in every
     epoch (those a checkpoint did not fill). starts: the first epoch of each stage, as
-    numpy.array_split divides the epochs. stages=1 never releases anything: plain freezing.
-    Frozen layers are released by block (mixed_5; mixed_4; mixed_3 and stem) where there are at
-    least as many frozen blocks as releases, else by single layer. ValueError for an unknown layer
-    and for stages that would release nothing.
+    numpy.array_split divides the epochs; with unfreeze_by the last stage starts after this share
+    of the epochs and the others at equal distances before it. stages=1 never releases anything:
+    plain freezing. Frozen layers are released by block (mixed_5; mixed_4; mixed_3 and stem) where
+    there are at least as many frozen blocks as releases, else by single layer. ValueError for an
+    unknown layer and for stages that would release nothing or have no epoch.
     """
 
     def __init__(self, layers, epochs, stages=STAGES, freeze_until=FREEZE_UNTIL,
-                 always_trainable=()):
+                 always_trainable=(), unfreeze_by=None):
         layers = tuple(layers)
         if freeze_until is not None and freeze_until not in layers:
             raise ValueError(f"unknown layer {freeze_until!r}, expected one of {', '.join(layers)}")
@@ -54,6 +56,12 @@ class UnfreezeSchedule:
         self.always_trainable = tuple(name for name in always_trainable
                                       if name.partition(".")[0] in self.frozen)
         self.starts = tuple(int(part[0]) for part in np.array_split(range(epochs), stages))
+        if unfreeze_by is not None and stages > 1:
+            last = unfreeze_by * epochs
+            if not stages - 1 <= last <= epochs - 1:
+                raise ValueError(f"{stages} unfreezing stages, the last after {unfreeze_by} of "
+                                 f"{epochs} epochs: expected {stages - 1} to {epochs - 1} epochs")
+            self.starts = tuple(round(last * k / (stages - 1)) for k in range(stages))
         # Top first, by name[:7]: mixed_5, mixed_4, mixed_3 (with the stem, which has no number).
         groups = [tuple(names) for _, names in itertools.groupby(
             reversed(self.frozen), lambda name: "mixed_3" if name == "stem" else name[:7])]
@@ -144,11 +152,13 @@ def main(argv=None):
     parser.add_argument("--unfreeze_stages", type=int, default=STAGES, help="stages of training")
     parser.add_argument("--freeze_until_layer", default=FREEZE_UNTIL, choices=BACKBONE,
                         metavar="LAYER", help="the last layer that starts frozen")
+    parser.add_argument("--unfreeze_by", type=float, metavar="FRACTION",
+                        help="share of the epochs after which the last layers are released")
     parser.error = lambda message: parser.exit(2, f"freeze.py: {message}\n")
     args = parser.parse_args(argv)
     try:
         schedule = UnfreezeSchedule(LAYERS, args.epochs, args.unfreeze_stages,
-                                    args.freeze_until_layer)
+                                    args.freeze_until_layer, unfreeze_by=args.unfreeze_by)
     except ValueError as error:
         parser.error(error)
     print(f"{'stage':>5}  {'epochs':<9} {'trains':<6} released")

@@ -15,6 +15,7 @@ L glosses of a sentence. Epochs are counted from 0.
 import argparse
 import contextlib
 import hashlib
+import html
 import json
 import math
 import os
@@ -54,6 +55,7 @@ BRANCHES = {
 POOLS = {"mixed_4b": (3, 4), "mixed_5b": (2, 8)}
 STRIDES = (2, 4, 8)
 TEMPORAL_STRIDE, HIDDEN_SIZE, DROPOUT = 4, 256, 0.5  # defaults of network and flags
+BACKBONE_CTC = 1.0            # weight of the second head's CTC loss, of the flag
 FEATURE_CLIP_STD = 1e4        # standard deviations from the mean at which a feature is clamped
 
 TIME_STRETCH = (0.8, 1.25)    # length factor of a training sentence
@@ -68,8 +70,8 @@ CORRUPT_IDS = {"13April_2011_Wednesday_tagesschau_default-14"}  # of Phoenix-201
 BLANK = "<blank>"
 BEST = {"teacher": "best_i3d.pth", "student": "best_student.pth"}  # the best epoch's checkpoint
 RUN_FILES = ("last.pth", *BEST.values(), "log.jsonl", "curves.svg")
-NOT_SAVED = {"resume", "evaluate", "split", "predict", "beam_width", "lm_weight", "json", "export",
-             "write_corpus", "validate_data", "no_baseline"}  # flags that are no part of a run
+NOT_SAVED = {"resume", "evaluate", "split", "predict", "picture", "beam_width", "lm_weight", "json",
+             "export", "write_corpus", "validate_data", "no_baseline"}  # are no part of a run
 
 # ---------------------------------------------------------------- the network
 def neighbours(lengths, kernel, left, stride=1, dilation=1):
@@ -150,17 +152,21 @@ class I3DTeacher(nn.Module):
     (conv_1a and the poolings before mixed_4b and mixed_5b halve time). At 4 the last pooling, at 2
     both keep their window with stride 1, and all kernels behind are dilated (a trous: Chen et al.
     2018, arXiv 1606.00915): in evaluation every second (fourth) output frame equals stride 8's.
+    backbone_ctc: above 0 the network has a second head, which serves training alone: the classifier
+    on a projection of the backbone's frames (VAC: Min et al. 2021, arXiv 2104.02330, section 3.2).
     """
 
-    kind, options = "teacher", ("temporal_stride", "hidden_size", "dropout")
+    kind = "teacher"
+    options = ("temporal_stride", "hidden_size", "dropout", "backbone_ctc")
     a_trous = True  # False where an earlier version trained it, which left such poolings out
 
     def __init__(self, feature_dim, num_classes, temporal_stride=TEMPORAL_STRIDE,
-                 hidden_size=HIDDEN_SIZE, dropout=DROPOUT):
+                 hidden_size=HIDDEN_SIZE, dropout=DROPOUT, backbone_ctc=0.0):
         super().__init__()
         if temporal_stride not in STRIDES:
             raise ValueError(f"temporal_stride {temporal_stride}, expected one of {STRIDES}")
         self.temporal_stride, self.dropout = temporal_stride, dropout
+        self.backbone_ctc = backbone_ctc
         # Set from the train split; with these defaults features are taken as they are.
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("feature_std", torch.ones(feature_dim))
@@ -170,14 +176,20 @@ class I3DTeacher(nn.Module):
             channels = block.channels
         self.lstm = nn.LSTM(channels, hidden_size, bidirectional=True)
         self.classifier = nn.Linear(2 * hidden_size, num_classes)
+        if backbone_ctc:
+            self.classifier.projection = nn.Linear(channels, 2 * hidden_size)
 
-    def forward(self, features, lengths):
-        """[B, T, D], [B] -> (logits [B, T', V], lengths' [B]); what lies past lengths' is noise."""
+    def forward(self, features, lengths, both_heads=False):
+        """[B, T, D], [B] -> (logits [B, T', V], lengths' [B]); what lies past lengths' is noise.
+        both_heads: (logits, lengths', the second head's logits)."""
         frames, lengths = self.backbone(features, lengths)                  # [B, T', 1024]
         frames = F.dropout(frames, self.dropout, self.training)
         packed = rnn.pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
         hidden, _ = rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
         hidden = F.dropout(hidden, self.dropout, self.training)             # [B, T', 2 * hidden]
+        if both_heads:
+            projected = F.dropout(self.classifier.projection(frames), self.dropout, self.training)
+            return self.classifier(hidden), lengths, self.classifier(projected)
         return self.classifier(hidden), lengths
 
     def backbone(self, features, lengths):
@@ -475,8 +487,13 @@ def ctc_losses(logits, lengths, batch):
     return losses / batch.target_lengths.clamp(min=1).to(losses.device)
 
 def ctc_loss(model, batch):
-    """Mean over the batch's sentences of the CTC loss in nats per gloss."""
-    return ctc_losses(*model(batch.features, batch.lengths), batch).mean()
+    """Mean over the batch's sentences of the CTC loss in nats per gloss, of the logits plus, where
+    the network has a second head, backbone_ctc times that of the second head's."""
+    if not model.backbone_ctc:
+        return ctc_losses(*model(batch.features, batch.lengths), batch).mean()
+    logits, lengths, second = model(batch.features, batch.lengths, both_heads=True)
+    losses = ctc_losses(logits, lengths, batch)
+    return (losses + model.backbone_ctc * ctc_losses(second, lengths, batch)).mean()
 
 def train_one_epoch(model, loader, optimizer, learning_rate, loss_function):
     """(mean loss over the steps, steps left out because loss or gradient was not finite).
@@ -587,36 +604,69 @@ def save_run(folder, model, optimizer, schedule, vocabulary, header, history):
     if history:
         adapt.write_text(curves_svg(history, schedule), folder / "curves.svg")
 
-# ---------------------------------------------------------------- the picture of a run
+# ---------------------------------------------------------------- pictures
+def chart(panels, ticks, axis, bands=()):
+    """SVG of line charts one below the other, over the x values from ticks[0] to ticks[-1].
+
+    panels: [(title, highest y, [(colour, name, [(x, y), ...])])]; a name stands at its line's
+    highest point. ticks: x values to print. axis: text below. bands: x where each shading begins.
+    """
+    left, width, height = 60, 760, 180  # of a panel, in pixels
+    total = len(panels) * (height + 60) + 60
+    x = lambda value: f"{left + width * (value - ticks[0]) / max(1, ticks[-1] - ticks[0]):.1f}"
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" height="{total}" '
+           f'font-family="sans-serif" font-size="12"><path d="M0 0h999v9999h-999z" fill="white"/>']
+    text = lambda x, y, words, style="": out.append(
+        f'<text x="{x}" y="{y}" {style}>{html.escape(str(words))}</text>')
+    for number, (title, highest, lines) in enumerate(panels):
+        top = 50 + number * (height + 60)
+        y = lambda value: f"{top + height * (1 - value / highest):.1f}"
+        text(left, top - 24, title, 'font-weight="bold"')
+        for k, start in enumerate(bands):
+            out.append(f'<path d="M{x(start)} {top}H{x(ticks[-1])}v{height}H{x(start)}z" '
+                       f'fill="{("#f6f6f6", "#e4ebf5")[k % 2]}"/>')
+            text(x(start), top + 14, f"stage {k}", 'dx="4" fill="#666"')
+        for value in (highest * k / 4 for k in range(5)):
+            out.append(f'<path d="M{left} {y(value)}h{width}" stroke="#ccc"/>')
+            text(left, y(value), f"{value:g}", 'dx="-6" dy="4" text-anchor="end"')
+        for value in ticks:
+            text(x(value), top + height + 16, value, 'fill="#666" text-anchor="middle"')
+        for colour, name, points in lines:
+            out.append(f'<polyline points="{" ".join(f"{x(a)},{y(b)}" for a, b in points)}" '
+                       f'fill="none" stroke="{colour}" stroke-width="2"/>')
+            peak = max(points, key=lambda point: point[1], default=(0, 0))
+            text(x(peak[0]), y(peak[1]), name, f'dy="-4" fill="{colour}" text-anchor="middle"')
+    text(left, total - 16, axis)
+    return "\n".join(out) + "</svg>\n"
+
 def curves_svg(history, schedule):
     """Loss (train, dev) and dev WER over the epochs as SVG, a band per stage."""
-    left, width, height, last = 60, 640, 180, max(1, schedule.epochs - 1)  # of a panel, in pixels
-    best, x = best_epoch(history), lambda epoch: f"{left + width * epoch / last:.1f}"
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 30}" height="510" '
-           f'font-family="sans-serif" font-size="12"><path d="M0 0h999v999h-999z" fill="white"/>']
-    for top, factor, title, colours in (
-            (40, 1, "loss: train (blue), dev (red; CTC, nats per gloss)",
-             {"loss": "#1f77b4", "dev_loss": "#d62728"}),
-            (280, 100, f"dev WER in %, best {100 * best['wer']:.1f} at epoch {best['epoch']}",
-             {"wer": "#d62728"})):
-        lines = {key: [(row["epoch"], factor * row[key]) for row in history
-                       if row[key] is not None] for key in colours}
-        highest = math.ceil(max((v for line in lines.values() for _, v in line if v), default=1))
-        y = lambda value: f"{top + height * (1 - value / highest):.1f}"
-        out.append(f'<text x="{left}" y="{top - 10}">{title}</text>')
-        for stage, start in enumerate(schedule.starts):
-            out.append(f'<path d="M{x(start)} {top}H{x(last)}v{height}H{x(start)}z" '
-                       f'fill="{("#f6f6f6", "#e4ebf5")[stage % 2]}"/><text x="{x(start)}" dx="4" '
-                       f'y="{top + 14}" fill="#666">stage {stage}</text>')
-        for tick in (highest * k / 4 for k in range(5)):
-            out.append(f'<path d="M{left} {y(tick)}h{width}" stroke="#ccc"/><text dx="-6" dy="4" '
-                       f'x="{left}" y="{y(tick)}" text-anchor="end">{tick:g}</text>')
-        out += [f'<polyline points="{" ".join(f"{x(e)},{y(v)}" for e, v in lines[key])}" '
-                f'fill="none" stroke="{colour}" stroke-width="2"/>'
-                for key, colour in colours.items()]
-    out += [f'<text x="{x(epoch)}" y="478" text-anchor="middle">{epoch}</text>'
-            for epoch in (*schedule.starts, last)]
-    return "\n".join(out) + f'<text x="{left + width / 2}" y="498">epoch</text></svg>\n'
+    best, panels = best_epoch(history), []
+    for factor, title, keys in (
+            (1, "Loss: train (blue), dev (red; CTC, nats per gloss)", ("loss", "dev_loss")),
+            (100, f"Dev WER in %, best {100 * best['wer']:.1f} at {best['epoch']}", ("wer",))):
+        lines = [(colour, "", [(row["epoch"], factor * row[key]) for row in history
+                               if row[key] is not None])
+                 for colour, key in zip(("#d62728", "#1f77b4"), reversed(keys))]
+        highest = max((y for _, _, points in lines for _, y in points if y), default=1)
+        panels.append((title, math.ceil(highest), lines))
+    return chart(panels, (*schedule.starts, max(1, schedule.epochs - 1)), "epoch", schedule.starts)
+
+def posteriors_svg(panels, vocabulary, stride, reference):
+    """What networks believe of one sentence, as SVG: a line per class that reaches 0.2.
+
+    panels: title -> log probabilities [T', V], the blank (grey) as class 0.
+    """
+    colours, charts = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#b35900", "#8c564b"), []
+    for title, log_probs in panels.items():
+        probs = np.exp(log_probs)
+        charts.append((title, 1, [
+            (colours[k % 6] if k else "#aaa", vocabulary[k] if k else "",
+             [(stride * step, p) for step, p in enumerate(probs[:, k])])
+            for k in np.flatnonzero(probs.max(axis=0) >= 0.2)]))
+    ticks = [*range(0, stride * (len(probs) - 1), stride * math.ceil(len(probs) / 10)),
+             stride * (len(probs) - 1)]
+    return chart(charts, ticks, f"input frame. Reference: {' '.join(reference)}")
 
 # ---------------------------------------------------------------- the program
 def number(kind, low, high):
@@ -652,6 +702,8 @@ def make_parser(program, description, output_dir, learning_rate, dropout, stride
     add("--device", choices=devices, default=devices[0], help="to run on")
     add("--temporal_stride", type=int, choices=STRIDES, default=stride, help="frames per output")
     add("--split", choices=SPLITS, default="dev", help="what --evaluate scores")
+    add("--picture", nargs=2, metavar=("ID", "SVG"), help="draw what --evaluate's checkpoint "
+        "believes in each frame of one sentence of the split")
     add("--predict", metavar="FILE", nargs="+", help="print the glosses of feature files")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
     either = parser.add_mutually_exclusive_group()
@@ -722,7 +774,22 @@ def run_checkpoint(args, model_class):
     if args.predict:
         return result
     print(f"{path} on {args.split}: {errors}")
+    if args.picture:
+        draw(model, path, sentences, vocabulary, args)
     return {**result, "split": args.split, "wer": errors.wer, "ser": errors.ser, **asdict(errors)}
+
+def draw(model, path, sentences, vocabulary, args):
+    """--picture: write what the model believes of one sentence."""
+    name, file = args.picture
+    if not (chosen := [sentence for sentence in sentences if sentence.id == name]):
+        raise ValueError(f"--picture {name}: no such sentence in {args.split}")
+    batch, = make_loader(chosen, vocabulary, len(model.feature_mean), args)
+    with torch.inference_mode():
+        logits, _ = model(batch.features.to(args.device), batch.lengths)
+    panels = {f"{path}, {name}": logits[0].log_softmax(dim=1).cpu().numpy()}
+    adapt.write_text(posteriors_svg(panels, vocabulary, model.temporal_stride, chosen[0].glosses),
+                     file)
+    print(f"Posteriors of {name}: {file}")
 
 def make_model(model_class, data, args):
     """A model with random weights by --seed and the data's statistics, vocabulary and D."""
@@ -757,7 +824,8 @@ def run_teacher(args, last):
     freezing = args.freeze_backbone or args.progressive_unfreeze or args.freeze_until_layer
     make_schedule = partial(freeze.UnfreezeSchedule, freeze.LAYERS, args.epochs,
                             args.unfreeze_stages if args.progressive_unfreeze else 1,
-                            (args.freeze_until_layer or freeze.FREEZE_UNTIL) if freezing else None)
+                            (args.freeze_until_layer or freeze.FREEZE_UNTIL) if freezing else None,
+                            unfreeze_by=args.unfreeze_by)
     make_schedule()  # flags that do not go together are refused before anything is read
     data = read_data(args.validate_data or args.data_dir)
     describe_data(data)
@@ -765,7 +833,8 @@ def run_teacher(args, last):
         return {"data_dir": data.name, "usable": len(alignable(data, args.temporal_stride))}
     model = make_model(I3DTeacher, data, args)
     fresh = last["always_trainable"] if last else load_weights(model, data, args)
-    best = train(model.to(args.device), data, args, make_schedule(fresh), last=last)
+    schedule = make_schedule(always_trainable=fresh)
+    best = train(model.to(args.device), data, args, schedule, last=last)
     path = Path(args.output_dir, BEST["teacher"])
     print(f"Best dev WER {100 * best['wer']:.2f}% at epoch {best['epoch']}: {path}")
     result = {"checkpoint": str(path), "epoch": best["epoch"], "dev_wer": best["wer"]}
@@ -783,6 +852,8 @@ def main(argv=None):
                                  DROPOUT, TEMPORAL_STRIDE)
     count, add = number(int, 1, 10 ** 6), parser.add_argument
     add("--hidden_size", type=number(int, 1, 10 ** 4), default=HIDDEN_SIZE, help="of the LSTM")
+    add("--backbone_ctc", type=number(float, 0, 1000), default=BACKBONE_CTC, metavar="WEIGHT",
+        help="of a second CTC loss on the backbone's frames in training; 0: none")
     add("--pretrained_weights", metavar="NAME|PATH", help=f"file or {adapt.KINETICS} to start from")
     add("--adapt_method", choices=adapt.METHODS, default=adapt.METHOD, help="3D kernels -> 1D")
     add("--freeze_backbone", action="store_true", help="freeze stem to mixed_5c")
@@ -791,6 +862,8 @@ def main(argv=None):
     add("--progressive_unfreeze", action="store_true",
         help="freeze, then release from the top over the epochs (see freeze.py)")
     add("--unfreeze_stages", type=count, default=freeze.STAGES, help="of --progressive_unfreeze")
+    add("--unfreeze_by", type=float, metavar="FRACTION", help="share of the epochs after which the "
+        "last layers are released; none: stages of equal length")
     either.add_argument("--write_corpus", metavar="DIR", help="write the built-in corpus as files")
     either.add_argument("--validate_data", metavar="DIR", type=os.path.abspath,
                         help="read and describe a corpus directory; status 0 if training can run")

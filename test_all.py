@@ -756,6 +756,17 @@ class Freezing(FolderTestCase):
             for earlier, later in itertools.pairwise(names):
                 self.assertEqual(later[len(later) - len(earlier):], earlier)
 
+    def test_releases_end_at_the_asked_share_of_the_epochs(self):
+        for epochs, stages, share, starts in (
+                (50, 4, 0.3, (0, 5, 10, 15)), (150, 4, 0.3, (0, 15, 30, 45)),
+                (4, 4, 0.75, (0, 1, 2, 3)), (50, 2, 0.98, (0, 49)), (100, 3, 0.02, (0, 1, 2)), (50, 1, 0.3, (0,))):
+            schedule = freeze.UnfreezeSchedule(freeze.LAYERS, epochs, stages, unfreeze_by=share)
+            equal = freeze.UnfreezeSchedule(freeze.LAYERS, epochs, stages)
+            self.assertEqual((schedule.starts, schedule.releases), (starts, equal.releases))
+        for share in (0.05, 0.99, 1.5, -1, 0, math.nan):
+            with self.assertRaisesRegex(ValueError, f"after {share} of 50 epochs: expected 3 to 4"):
+                freeze.UnfreezeSchedule(freeze.LAYERS, 50, 4, unfreeze_by=share)
+
     def test_impossible_schedules_are_refused(self):
         for epochs, stages, until, words in (
                 (4, 5, "mixed_5c", "5 unfreezing stages over 4 epochs and 10 frozen .* 1 to 4"),
@@ -894,7 +905,8 @@ def fuzz_targets():
 def arguments(**changes):
     """The flags of a small run, for calls of the library."""
     return argparse.Namespace(**{"batch_size": 4, "num_workers": 0, "device": "cpu", "seed": 0,
-                                 "temporal_stride": 4, "hidden_size": 8, "dropout": 0.0, **changes})
+                                 "temporal_stride": 4, "hidden_size": 8, "dropout": 0.0,
+                                 "backbone_ctc": 0.0, **changes})
 
 class Teacher(FolderTestCase):
     """teacher.py: network, data, training, program"""
@@ -1045,6 +1057,25 @@ class Teacher(FolderTestCase):
             expected = -math.log(total) / len(target) if total else math.inf  # nats per gloss
             self.assertAlmostEqual(teacher.ctc_losses(logits, torch.tensor([frames]), batch).item(),
                                    expected, places=5)
+
+    def test_second_head_teaches_the_backbone_alone(self):
+        features, lengths = torch.randn(2, 40, 8), torch.tensor([40, 29])
+        batch = teacher.Batch(features, lengths, torch.tensor([1, 2, 1]), torch.tensor([2, 1]))
+        model = teacher.I3DTeacher(8, 5, hidden_size=8, backbone_ctc=0.25).eval()
+        frames, steps = model.backbone(features, lengths)
+        shared, projection = model.classifier, model.classifier.projection
+        second = (frames @ projection.weight.T + projection.bias) @ shared.weight.T + shared.bias
+        first, second = (F.ctc_loss(
+            logits.log_softmax(2).transpose(0, 1), batch.targets, steps, batch.target_lengths,
+            reduction="none") / batch.target_lengths for logits in (model(features, lengths)[0],
+                                                                    second))
+        loss = teacher.ctc_loss(model, batch)
+        torch.testing.assert_close(loss, (first + 0.25 * second).mean())
+        nn.init.zeros_(model.lstm.weight_hh_l0), nn.init.zeros_(model.lstm.weight_ih_l0)
+        nn.init.zeros_(model.lstm.weight_ih_l0_reverse)  # now only the second head sees frames
+        teacher.ctc_loss(model, batch).backward()
+        self.assertGreater(model.mixed_5c.b0.conv.weight.grad.abs().sum(), 0)
+        self.assertEqual(len(model.state_dict()) - 2, len(teacher.I3DTeacher(8, 5).state_dict()))
 
     # The data
     def test_built_in_corpus_is_a_function_of_its_seed(self):
@@ -1213,7 +1244,7 @@ class Teacher(FolderTestCase):
             if not name.startswith(("stem.conv_1a", "classifier")):
                 self.assertTrue(torch.equal(state[name], source[name]), name)
         self.assertEqual(steps["stem"] + steps["mixed_5c"], [3 * 2] * 3 + [0] * 24)  # conv_1a
-        self.assertEqual(steps["lstm"] + steps["classifier"], [3 * 2] * 10)
+        self.assertEqual(steps["lstm"] + steps["classifier"], [3 * 2] * 12)
 
     def test_moments_and_rates_follow_the_schedule(self):
         steps = self.steps(self.train("--pretrained_weights", adapt.KINETICS,
@@ -1290,6 +1321,24 @@ class Teacher(FolderTestCase):
             _, out, _ = self.program(teacher.main, "--predict", file, "--device", "cpu", *source)
             self.assertEqual(out, f"{file}: {' '.join(greedy['test-0000'])}\n")
 
+    def test_picture_has_a_line_per_likely_class(self):
+        (best, model), svg = self.old_checkpoint(), self.folder / "a.svg"
+        flags = ("--evaluate", best, "--device", "cpu", "--picture")
+        _, out, _ = self.program(teacher.main, *flags, "dev-0001", svg)
+        self.assertIn(f"Posteriors of dev-0001: {svg}\n", out)
+        features = torch.from_numpy(np.load(self.corpus() / "features/dev/dev-0001.npy"))[None]
+        probs = model(features, torch.tensor([features.shape[1]]))[0][0].detach().softmax(1)
+        vocabulary = np.array(torch.load(best)["vocabulary"])
+        likely = vocabulary[1:][probs[:, 1:].amax(dim=0).numpy() >= 0.2]
+        picture = xml.etree.ElementTree.parse(svg)
+        self.assertEqual(len(picture.findall("{*}polyline")),
+                         (probs.amax(dim=0) >= 0.2).sum().item())
+        words = [text.text for text in picture.findall("{*}text")]
+        self.assertLessEqual({*likely}, {*words})
+        reference = teacher.read_split(self.corpus(), "dev")[1].glosses
+        self.assertEqual(words[-1], f"input frame. Reference: {' '.join(reference)}")
+        self.assert_refused(teacher.main, [*flags, "dev-9", svg], "dev-9: no such sentence in dev")
+
     def test_every_strategy_of_the_readme_trains(self):
         (own, _), custom = self.old_checkpoint(), self.folder / "custom.pt"
         weights, _ = adapt.read_checkpoint(adapt.KINETICS)
@@ -1299,6 +1348,7 @@ class Teacher(FolderTestCase):
                 (f"--pretrained_weights {own} --progressive_unfreeze", 4, 12), ("", 1, 12),
                 (f"{real} --adapt_method temporal_mean --freeze_until_layer mixed_4f "
                  "--progressive_unfreeze --unfreeze_stages 4", 4, 12), (real, 1, 12),
+                (f"{real} --progressive_unfreeze --unfreeze_by 0.75", 4, 12),
                 (f"{real} --progressive_unfreeze", 4, 12), (f"{real} --learning_rate 1e-5", 1, 12),
                 (f"{real} --freeze_until_layer mixed_5c", 1, 3),  # of the stem the fresh conv_1a
                 (f"{real} --freeze_until_layer mixed_4f", 1, 5),
@@ -1539,12 +1589,13 @@ class Distillation(FolderTestCase):
                               torch.tensor([3, 1, 2]), torch.tensor([2, 1]))
         student = distill.Student(16, 21, 8, 16).eval()
         logits, soft = (model(*batch[:2])[0].detach() for model in (student, self.big))
+        ctc = teacher.ctc_losses(*student(*batch[:2]), batch).mean()
         median = soft.softmax(dim=2)[:, :, 0].quantile(0.5).item()
         for alpha, threshold, asked in ((0, 1, None), (0.25, 1, self.big), (1, median, self.big)):
             args = argparse.Namespace(alpha=alpha, temperature=2.0, blank_threshold=threshold)
             kd = distill.kd_loss(logits, soft, torch.tensor([5, 5]), 2.0, threshold)
             torch.testing.assert_close(distill.distillation_loss(student, batch, asked, args),
-                                       alpha * kd + (1 - alpha) * teacher.ctc_loss(student, batch))
+                                       alpha * kd + (1 - alpha) * ctc)
 
     def test_student_learns_and_teacher_stays_identical(self):
         before = {name: value.clone() for name, value in self.big.state_dict().items()}

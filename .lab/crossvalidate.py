@@ -3,14 +3,15 @@
     $ python .lab/crossvalidate.py fold boston104 folds/boston104 --folds 7
     $ python .lab/crossvalidate.py run folds/boston104 --setting full --seeds 0 1 -- \\
           --pretrained_weights i3d_kinetics400 --epochs 60
-    $ python .lab/crossvalidate.py table folds/boston104 --baseline full
+    $ python .lab/crossvalidate.py table folds/boston104 --baselines full
 
 `fold` pools train and dev of a corpus and deals each signer's sentences out to the folds; other
 folds may be used too (DIR/fold*/ in the layout of --data_dir, the held-out sentences as dev).
 `run` trains teacher.py on each fold and scores the *last* epoch by greedy decoding, so that nothing
-is chosen on the held-out sentences. `table` gives WER over all held-out sentences, mean ± standard
-deviation over seeds, and against the baseline the difference with its 95% interval by a paired
-bootstrap over sentences (errors of a sentence averaged over the seeds both have).
+is chosen on the held-out sentences; with --teachers DIR, the students of the teachers that an
+earlier `run --keep DIR` left, each with its baseline. `table` gives WER over all held-out
+sentences, mean ± standard deviation over seeds, and the difference to each of the baselines with
+its 95% interval by a paired bootstrap over sentences (errors of a sentence averaged over seeds).
 """
 
 import argparse
@@ -47,55 +48,88 @@ def fold(args):
 
 
 def run_fold(folder, seed, args):
-    """One training. Returns [[fold/id, glosses, errors]] of the held-out sentences."""
-    with tempfile.TemporaryDirectory() as output:
-        lab.run("teacher.py", "--data_dir", folder.resolve(), "--output_dir", output,
-                "--seed", seed, "--device", "cpu", *args.flags, root=args.root)
-        result = lab.run("teacher.py", "--evaluate", f"{output}/last.pth", "--device", "cpu",
-                         root=args.root)
-    rows = []
-    for a in read_annotations(folder / "dev.corpus.csv"):
-        errors = score([a.glosses], [result["hypotheses"][a.id]])
-        rows.append([f"{folder.name}/{a.id}", len(a.glosses), errors.errors])
-    return rows
+    """One training of teacher.py, or with --teachers of distill.py, on a fold. Returns {setting:
+    {id: errors of the held-out sentence}}."""
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(args.keep or scratch).resolve() / f"{folder.name}-{seed}"
+        program, runs, flags = "teacher.py", {args.setting: output}, []
+        if args.teachers:
+            teacher = Path(args.teachers).resolve() / f"{folder.name}-{seed}/last.pth"
+            program, flags = "distill.py", ["--teacher_checkpoint", teacher]
+            runs[f"{args.setting}: baseline"] = output / "alone"
+        lab.run(program, "--data_dir", folder.resolve(), "--output_dir", output, "--seed", seed,
+                "--device", "cpu", *flags, *args.flags, root=args.root)
+        found = {}
+        for setting, run in runs.items():
+            hypotheses = lab.run(program, "--evaluate", run / "last.pth", "--data_dir",
+                                 folder.resolve(), "--device", "cpu", root=args.root)["hypotheses"]
+            found[setting] = {
+                f"{folder.name}/{a.id}": score([a.glosses], [hypotheses[a.id]]).errors
+                for a in read_annotations(folder / "dev.corpus.csv")}
+    return found
+
+
+def glosses_of(folds_dir):
+    """{fold/id: number of reference glosses} of all held-out sentences."""
+    return {f"{folder.name}/{a.id}": len(a.glosses) for folder in sorted(folds_dir.glob("fold*"))
+            for a in read_annotations(folder / "dev.corpus.csv")}
+
+
+def save(folds_dir, setting, seed, errors, **more):
+    """A row of the record: errors and glosses per held-out sentence, in the order of their ids."""
+    glosses = glosses_of(folds_dir)
+    lab.record({"folds": folds_dir.name, "setting": setting, "seed": seed, **more,
+                "wer": sum(errors.values()) / sum(glosses.values()),
+                "glosses": [glosses[name] for name in sorted(glosses)],
+                "errors": [errors[name] for name in sorted(glosses)]})
+    print(f"{setting}, seed {seed}: {100 * sum(errors.values()) / sum(glosses.values()):.1f}% of "
+          f"{sum(glosses.values())} glosses", flush=True)
 
 
 def run(args):
-    folders = sorted(Path(args.folds_dir).glob("fold*"))
+    folds_dir = Path(args.folds_dir)
     for seed in args.seeds:
-        key = {"folds": Path(args.folds_dir).name, "setting": args.setting, "seed": seed}
-        if lab.recorded(**key):
+        if lab.recorded(folds=folds_dir.name, setting=args.setting, seed=seed):
             continue
-        started = time.monotonic()
+        started, errors = time.monotonic(), {}
         with ThreadPoolExecutor(args.workers) as pool:
-            rows = [row for rows in pool.map(lambda f: run_fold(f, seed, args), folders)
-                    for row in rows]
-        glosses, errors = sum(row[1] for row in rows), sum(row[2] for row in rows)
-        lab.record({**key, "flags": args.flags, "commit": lab.commit(args.root),
-                    "wer": errors / glosses, "errors": errors, "glosses": glosses,
-                    "seconds": round(time.monotonic() - started), "sentences": rows})
-        print(f"{key}: {100 * errors / glosses:.1f}% of {glosses} glosses", flush=True)
+            for found in pool.map(lambda folder: run_fold(folder, seed, args),
+                                  sorted(folds_dir.glob("fold*"))):
+                for setting, some in found.items():
+                    errors.setdefault(setting, {}).update(some)
+        for setting, some in errors.items():
+            save(folds_dir, setting, seed, some, flags=args.flags, commit=lab.commit(args.root),
+                 seconds=round(time.monotonic() - started))
+
+
+def lines(folds, baselines=()):
+    """Lines of Markdown: every setting's WER, and its difference to the baseline settings."""
+    settings = {}
+    for row in lab.recorded(folds=folds):
+        settings.setdefault(row["setting"], {})[row["seed"]] = row
+    out = [f"| {folds} | seeds | WER, last epoch | "
+           + "".join(f"difference to: {name} | " for name in baselines), "|---" * 3 + "|"
+           + "---|" * len(baselines)]
+    for setting, seeds in sorted(settings.items(), key=lambda item: statistics.mean(
+            row["wer"] for row in item[1].values())):
+        cells = ""
+        for name in baselines:
+            base = settings[name]
+            common = sorted(seeds.keys() & base.keys()) or None
+            # The errors of a sentence are averaged over the seeds that both have, or over all.
+            a, b = ([statistics.mean(some) for some in zip(*(runs[k]["errors"]
+                                                             for k in common or runs))]
+                    for runs in (base, seeds))
+            difference, (low, high) = lab.bootstrap(next(iter(seeds.values()))["glosses"], a, b)
+            cells += (" - |" if name == setting else f" {100 * difference:+.1f} "
+                      f"({100 * low:+.1f} to {100 * high:+.1f}) |")
+        out.append(f"| {setting} | {len(seeds)} | {lab.spread([r['wer'] for r in seeds.values()])} "
+                   f"|{cells}")
+    return out
 
 
 def table(args):
-    rows = lab.recorded(folds=Path(args.folds_dir).name)
-    settings = {}
-    for row in rows:
-        settings.setdefault(row["setting"], {})[row["seed"]] = row
-    print(f"| {Path(args.folds_dir).name} | seeds | WER, last epoch | difference, 95% interval |")
-    print("|---|---|---|---|")
-    for setting, seeds in settings.items():
-        cell = "-"
-        base = settings.get(args.baseline, {})
-        common = sorted(seeds.keys() & base.keys())
-        if common and setting != args.baseline:
-            a, b = ([statistics.mean(s) for s in zip(*([row[2] for row in runs[k]["sentences"]]
-                                                       for k in common))] for runs in (base, seeds))
-            glosses = [row[1] for row in seeds[common[0]]["sentences"]]
-            difference, (low, high) = lab.bootstrap(glosses, a, b)
-            cell = f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
-        print(f"| {setting} | {len(seeds)} | {lab.spread([r['wer'] for r in seeds.values()])} "
-              f"| {cell} |")
+    print("\n".join(lines(Path(args.folds_dir).name, args.baselines)))
 
 
 def main():
@@ -113,9 +147,12 @@ def main():
             command.add_argument("--setting", required=True, help="its name in record and table")
             command.add_argument("--seeds", type=int, nargs="+", default=[0])
             command.add_argument("--workers", type=int, default=1)
-            command.add_argument("--root", default=lab.ROOT, help="checkout whose teacher.py runs")
+            command.add_argument("--root", default=lab.ROOT, help="checkout whose programs run")
+            command.add_argument("--keep", help="directory for the runs, which are else thrown away")
+            command.add_argument("--teachers", help="a --keep of teachers: train their students")
         if function is table:
-            command.add_argument("--baseline", help="setting that the others are compared with")
+            command.add_argument("--baselines", nargs="*", default=[],
+                                 help="settings that all are compared with")
     argv = sys.argv[1:]
     cut = argv.index("--") if "--" in argv else len(argv)
     args = parser.parse_args(argv[:cut])

@@ -1,16 +1,20 @@
-"""Teachers over seeds on one corpus: run, record, print the table.
+"""Strategies over seeds on one corpus: run, record, print the table.
 
     $ python .lab/strategies.py --corpus built-in --seeds 0 1 2
-    $ python .lab/strategies.py --corpus wlasl50 --data_dir DIR --strategies full -- --epochs 40
+    $ python .lab/strategies.py --corpus wlasl25b --data_dir wlasl25b --train_sentences 50 \\
+          --weights wlasl25a=runs/a/best_i3d.pth --strategies full progressive -- --epochs 40
     $ python .lab/strategies.py --corpus built-in --seeds       # only the table
 
 Each run is `python teacher.py` in a process with one thread; what follows -- goes to all of them. A
 run that .lab/results.jsonl has already is not repeated. WER in percent, mean ± standard deviation
-over seeds: on dev at the best epoch, which dev itself chose, and at the last epoch, which chose
-nothing; on test with the best epoch's checkpoint.
+over seeds: on dev at the last epoch, which chose nothing, and at the best one, which dev itself
+chose; on test with the best epoch's checkpoint. --train_sentences: that many train sentences, drawn
+by the seed; dev stays whole.
 """
 
 import argparse
+import os
+import random
 import sys
 import tempfile
 import time
@@ -19,49 +23,75 @@ from pathlib import Path
 
 import lab
 
-STRATEGIES = {
+STRATEGIES = {  # flags beside those of the weights
     "from scratch": [],
-    "full fine-tuning": lab.KINETICS,
-    "progressive unfreezing": [*lab.KINETICS, "--progressive_unfreeze"],
-    "top layers": [*lab.KINETICS, "--freeze_until_layer", "mixed_4f"],
-    "feature extraction": [*lab.KINETICS, "--freeze_until_layer", "mixed_5c"],
+    "full": [],
+    "progressive": ["--progressive_unfreeze"],
+    "progressive, by 0.3": ["--progressive_unfreeze", "--unfreeze_by", "0.3"],
+    "progressive, by 0.15": ["--progressive_unfreeze", "--unfreeze_by", "0.15"],
+    "top layers": ["--freeze_until_layer", "mixed_4f"],
+    "feature extraction": ["--freeze_until_layer", "mixed_5c"],
 }
+
+
+def subset(source, count, seed, folder):
+    """A corpus in `folder` with `count` of the train sentences of `source` and its whole dev."""
+    os.symlink(source / "features", folder / "features")
+    (folder / "dev.corpus.csv").write_bytes((source / "dev.corpus.csv").read_bytes())
+    header, *lines = (source / "train.corpus.csv").read_text().splitlines()
+    chosen = sorted(random.Random(seed).sample(range(len(lines)), count))
+    (folder / "train.corpus.csv").write_text("\n".join([header, *(lines[k] for k in chosen)]))
+    return folder
 
 
 def run(args, strategy, seed):
     """Train once and append what came out to the record."""
+    name, _, path = args.weights.partition("=")
     key = {"corpus": args.corpus, "strategy": strategy, "flags": args.flags, "seed": seed,
-           "commit": lab.commit(args.root)}
+           "weights": "random" if strategy == "from scratch" else name,
+           "train_sentences": args.train_sentences}
     if lab.recorded(**key):
         return
-    data = ["--data_dir", Path(args.data_dir).resolve()] if args.data_dir else []
+    weights = [] if strategy == "from scratch" else ["--pretrained_weights", path or name]
     started = time.monotonic()
     with tempfile.TemporaryDirectory() as folder:
-        result = lab.run("teacher.py", *data, *STRATEGIES[strategy], "--seed", seed, "--device",
-                         "cpu", "--output_dir", folder, *args.flags, root=args.root)
-        last = lab.log_rows(folder)[-1]
-    row = {**key, "best_epoch": result["epoch"], "dev_best": result["dev_wer"],
-           "dev_last": last["wer"], "test": result.get("test_wer"),
-           "seconds": round(time.monotonic() - started)}
+        data = Path(args.data_dir).resolve() if args.data_dir else None
+        if args.train_sentences:
+            data = subset(data, args.train_sentences, seed, Path(folder))
+        result = lab.run("teacher.py", *(["--data_dir", data] if data else []), *weights,
+                         *STRATEGIES[strategy], "--seed", seed, "--device", "cpu", "--output_dir",
+                         f"{folder}/run", *args.flags, root=args.root)
+        curve = [row["wer"] for row in lab.log_rows(f"{folder}/run")]
+    row = {**key, "commit": lab.commit(args.root), "best_epoch": result["epoch"],
+           "dev_best": result["dev_wer"], "dev_last": curve[-1], "test": result.get("test_wer"),
+           "seconds": round(time.monotonic() - started),
+           "curve": [round(wer, 4) for wer in curve]}
     lab.record(row)
-    print(row, flush=True)
+    print(f"{key}: dev {100 * curve[-1]:.1f} test {row['test']}", flush=True)
 
 
 def table(corpus):
-    rows = lab.recorded(corpus=corpus)
-    print(f"| {corpus} | commit | seeds | dev, best epoch | dev, last epoch | test |")
-    print("|---|---|---|---|---|---|")
-    for key in dict.fromkeys((r["strategy"], " ".join(r["flags"]), r["commit"]) for r in rows):
-        some = [r for r in rows if (r["strategy"], " ".join(r["flags"]), r["commit"]) == key]
-        cells = " | ".join(lab.spread([r[column] for r in some])
-                           for column in ("dev_best", "dev_last", "test"))
-        print(f"| {key[0]} {key[1]} | {key[2]} | {len(some)} | {cells} |")
+    """Lines of Markdown: every setting recorded for this corpus."""
+    lines = [f"| {corpus} | weights | train sentences | seeds | dev, last epoch | dev, best epoch "
+             "| test |", "|---|---|---|---|---|---|---|"]
+    rows = [row for row in lab.recorded(corpus=corpus) if "weights" in row]
+    name = lambda r: (r["strategy"], " ".join(r["flags"]), r["weights"],
+                      r["train_sentences"] or "all")
+    for key in sorted({*map(name, rows)}, key=lambda key: (str(key[3]).zfill(4), key[2], key)):
+        some = [row for row in rows if name(row) == key]
+        cells = " | ".join(lab.spread([row[column] for row in some])
+                           for column in ("dev_last", "dev_best", "test"))
+        lines.append(f"| {key[0]} {key[1]} | {key[2]} | {key[3]} | {len(some)} | {cells} |")
+    return lines
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--corpus", required=True, help="its name in record and table")
     parser.add_argument("--data_dir", default="")
+    parser.add_argument("--weights", default="i3d_kinetics400", metavar="NAME[=FILE]",
+                        help="their name in the record, and the file where it is not the same")
+    parser.add_argument("--train_sentences", type=int)
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("--workers", type=int, default=1)
@@ -73,7 +103,7 @@ def main():
     jobs = [(strategy, seed) for seed in args.seeds for strategy in args.strategies]
     with ThreadPoolExecutor(args.workers) as pool:
         list(pool.map(lambda job: run(args, *job), jobs))
-    table(args.corpus)
+    print("\n".join(table(args.corpus)))
 
 
 if __name__ == "__main__":

@@ -148,7 +148,7 @@ def main():
             command.add_argument("--seeds", type=int, nargs="+", default=[0])
             command.add_argument("--workers", type=int, default=1)
             command.add_argument("--root", default=lab.ROOT, help="checkout whose programs run")
-            command.add_argument("--keep", help="directory for the runs, which are else thrown away")
+            command.add_argument("--keep", help="directory for the runs, else thrown away")
             command.add_argument("--teachers", help="a --keep of teachers: train their students")
         if function is table:
             command.add_argument("--baselines", nargs="*", default=[],

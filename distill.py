@@ -172,13 +172,18 @@ class AnyLength(nn.Module):
 def export_student(checkpoint, path):
     """Write torch.export's program of a best_student.pth: (features [B, T, D] float32, raw, lengths
     [B] int64) of any B and T -> what Student.forward returns.
-    `torch.export.load(path).module()(features, lengths)` runs it without this project."""
-    model, _ = adapt.load_model(checkpoint, Student)
+    `torch.export.load(path).module()(features, lengths)` runs it without this project. The file
+    carries student.json: vocabulary, feature_dim, temporal_stride (extra_files of torch.export)."""
+    model, content = adapt.load_model(checkpoint, Student)
+    about = {"vocabulary": content["vocabulary"], "feature_dim": len(model.feature_mean),
+             "temporal_stride": model.temporal_stride}
+    model.requires_grad_(False)
     arguments = torch.randn(2, 40, len(model.feature_mean)), torch.tensor([40, 25])
     batch, frames = torch.export.Dim("batch"), torch.export.Dim("frames")
     program = torch.export.export(AnyLength(model), arguments,
                                   dynamic_shapes=({0: batch, 1: frames}, {0: batch}))
-    adapt.write_file(path, lambda file: torch.export.save(program, file))
+    adapt.write_file(path, lambda file: torch.export.save(
+        program, file, extra_files={"student.json": json.dumps(about)}))
     print(f"{checkpoint} as a program of torch.export: {path}")
     return {"checkpoint": str(checkpoint), "export": str(path)}
 
@@ -188,7 +193,8 @@ def train_student(args, data, teacher_model, last):
     student = teacher.make_model(Student, data, args).to(args.device)
     schedule = freeze.UnfreezeSchedule(LAYERS, args.epochs, stages=1, freeze_until=None)
     loss = functools.partial(distillation_loss, teacher_model=teacher_model, args=args)
-    teacher.train(student, data, args, schedule, loss, last)
+    with adapt.lock(args.output_dir):
+        teacher.train(student, data, args, schedule, loss, last)
     return Path(args.output_dir, teacher.BEST["student"])
 
 def distill(args, last):
@@ -209,7 +215,8 @@ def distill(args, last):
     args.temporal_stride = teacher_model.temporal_stride
     args.data_dir = args.data_dir or checkpoint["config"]["data_dir"]
     data = teacher.read_data(args.data_dir, checkpoint["vocabulary"],
-                             len(teacher_model.feature_mean))
+                             len(teacher_model.feature_mean),
+                             checkpoint["config"].get("clean_annotations"))
     teacher.describe_data(data)
     teacher_model.to(args.device)
     if not last:  # or --resume might take it for this run's
@@ -243,7 +250,7 @@ def report(models, data, args):
     for name, model in loaded.items():
         speed = milliseconds(model, timed)
         batches = loader(data.splits[split], args=args)
-        errors, _, _ = teacher.evaluate(model.to(args.device), batches, data.vocabulary)
+        errors = teacher.evaluate(model.to(args.device), batches, data.vocabulary).errors
         size, path = sum(p.numel() for p in model.parameters()), models[name][1]
         rows[name] = {"checkpoint": str(path), "bytes": path.stat().st_size, "parameters": size,
                       "milliseconds": speed, f"{split}_wer": errors.wer}

@@ -14,8 +14,9 @@ L glosses of a sentence. Epochs are counted from 0.
 
 import argparse
 import contextlib
+import difflib
 import hashlib
-import html
+import io
 import json
 import math
 import os
@@ -61,6 +62,7 @@ FEATURE_CLIP_STD = 1e4        # standard deviations from the mean at which a fea
 TIME_STRETCH = (0.8, 1.25)    # length factor of a training sentence
 AMPLITUDE_SCALE = (0.7, 1.4)  # factor of its features: signers' sizes, their distance
 CENTRED_STD = 3.0             # means within so many deviations of zero: scaled about zero
+DIAGNOSED = 200               # train sentences that are scored for the diagnosis
 NOISE_STD = 0.1               # of training noise, in standard deviations of a feature
 GRADIENT_CLIP_NORM = 5.0      # of all parameters together
 
@@ -70,8 +72,8 @@ CORRUPT_IDS = {"13April_2011_Wednesday_tagesschau_default-14"}  # of Phoenix-201
 BLANK = "<blank>"
 BEST = {"teacher": "best_i3d.pth", "student": "best_student.pth"}  # the best epoch's checkpoint
 RUN_FILES = ("last.pth", *BEST.values(), "log.jsonl", "curves.svg")
-NOT_SAVED = {"resume", "evaluate", "split", "predict", "picture", "beam_width", "lm_weight", "json",
-             "export", "write_corpus", "validate_data", "no_baseline"}  # are no part of a run
+NOT_SAVED = {"resume", "evaluate", "split", "predict", "picture", "ctm", "beam_width", "lm_weight",
+             "json", "export", "write_corpus", "validate_data", "no_baseline"}  # no part of a run
 
 # ---------------------------------------------------------------- the network
 def neighbours(lengths, kernel, left, stride=1, dilation=1):
@@ -100,7 +102,7 @@ def max_pool(rows, index):
 def standardise(features, model):
     """[..., D] -> [..., D] in the train split's standard deviations. Clamped, so that one wrong
     frame of a tracker does not become infinite in the layers behind."""
-    features = (features - model.feature_mean) / model.feature_std
+    features = (features.to(model.feature_mean) - model.feature_mean) / model.feature_std
     return features.clamp(-FEATURE_CLIP_STD, FEATURE_CLIP_STD)
 
 class Unit(nn.Module):
@@ -241,28 +243,48 @@ def frames_needed(glosses):
     """Frames T' that CTC needs: one per gloss, and a blank between equal neighbours."""
     return len(glosses) + sum(a == b for a, b in zip(glosses, glosses[1:]))
 
-def read_split(data_dir, split):
+def read_split(data_dir, split, clean=None):
     """[Sentence] of a split; data_dir None: the built-in corpus. [] where there is no test file.
-    ValueError for missing or broken annotations; features are not read yet."""
+
+    Without a dev file, dev is a tenth of the train sentences, drawn by their ids. clean="phoenix":
+    train annotations by the official rules. ValueError for missing or broken annotations; features
+    are not read yet.
+    """
     if not data_dir:
         return synthetic_corpus()[split]
-    paths = [Path(data_dir, folder, name.format(split)) for folder in ("", "annotations/manual")
-             for name in ANNOTATIONS]
-    path = next((path for path in paths if path.is_file()), paths[0])
-    if split == "test" and not path.is_file():
+    paths = {split: [path for folder in ("", "annotations/manual") for name in ANNOTATIONS
+                     if (path := Path(data_dir, folder, name.format(split))).is_file()]
+             for split in SPLITS}
+    home = "train" if split == "dev" and not paths["dev"] and paths["train"] else split
+    if split == "test" and not paths["test"]:
         return []
-    sentences = [Sentence(*annotation, Path(data_dir, "features", split, f"{annotation.id}.npy"))
+    path = (paths[home] or [Path(data_dir, ANNOTATIONS[0].format(split))])[0]
+    sentences = [Sentence(*annotation, Path(data_dir, "features", home, f"{annotation.id}.npy"))
                  for annotation in wer.read_annotations(path)]
     if corrupt := CORRUPT_IDS & {sentence.id for sentence in sentences}:
         print(f"{path}: left out, known to be corrupt: {' '.join(corrupt)}")
-    return [sentence for sentence in sentences if sentence.id not in CORRUPT_IDS]
+    sentences = [sentence for sentence in sentences if sentence.id not in CORRUPT_IDS]
+    if not paths["dev"] and split != "test":
+        order = sorted(sentences, key=lambda s: hashlib.sha256(s.id.encode()).digest())
+        held_out = {s.id for s in order[:math.ceil(len(order) / 10)]}
+        sentences = [s for s in sentences if (s.id in held_out) == (split == "dev")]
+        if split == "dev":
+            print(f"{data_dir}: no dev file, {len(sentences)} of the train sentences are dev")
+    if clean and split == "train":
+        sentences = [s._replace(glosses=wer.clean_phoenix_annotation(" ".join(s.glosses)))
+                     for s in sentences]
+    return sentences
 
 def read_features(source, dim=None):
-    """[T, D] float32 from a .npy file, else the .npz of one array beside it, or from an array.
-    ValueError for a missing or broken file, and for what is no finite [T, D] with D = dim."""
+    """[T, D] float32 from a .npy file, else the .npz of one array beside it, or from an array;
+    keypoints [T, V, C] as [T, V * C]. ValueError for a missing or broken file, and for what is no
+    finite [T, D] with D = dim."""
     features, name = source, "features"
     if not isinstance(source, np.ndarray):
         name = path = Path(source)
+        if path.suffix not in (".npy", ".npz"):
+            raise ValueError(f"{path}: expected .npy or .npz with features [T, D], see README, "
+                             f"'From videos to features'")
         try:
             path = path if path.is_file() else path.with_suffix(".npz")
             features = np.load(path, allow_pickle=False)
@@ -271,33 +293,39 @@ def read_features(source, dim=None):
         except Exception as error:  # on broken bytes numpy raises whatever it runs into
             reason = getattr(error, "strerror", None) or re.split(r"\n|\. If", str(error))[0]
             raise ValueError(f"{source}: {reason}, expected one array as .npy or .npz") from error
+    if features.ndim == 3:
+        features = features.reshape(len(features), -1)
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind != "f":
         raise ValueError(f"{name}: {features.dtype} array of shape {list(features.shape)}, "
                          f"expected floating point [T, D]")
     if dim and features.shape[1] != dim:
-        raise ValueError(f"{name}: {features.shape[1]} features per frame, expected {dim}")
+        raise ValueError(f"{name}: {features.shape[1]} features per frame, expected {dim}"
+                         + ", perhaps it is [D, T]" * (len(features) == dim))
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
         features = features.astype(np.float32, order="C", copy=False)
     if not (finite := np.isfinite(features).all(axis=1)).all():
         raise ValueError(f"{name}: NaN or infinity in frame {finite.argmin()}, expected numbers")
     return features
 
-def read_data(data_dir, vocabulary=None, dim=None):
+def read_data(data_dir, vocabulary=None, dim=None, clean=None):
     """Data of a directory, or of the built-in corpus for None. Every file is read and checked.
-    vocabulary, dim: of a trained model that they must fit. ValueError with the first ten errors."""
+    vocabulary, dim: of a trained model that they must fit. clean: see read_split. ValueError with
+    the first ten errors."""
     name, errors, sentences = data_dir or "built-in corpus", [], []
     for split in SPLITS:
         try:
-            sentences += [(split, sentence) for sentence in read_split(data_dir, split)]
+            sentences += [(split, sentence) for sentence in read_split(data_dir, split, clean)]
         except ValueError as error:
             errors.append(str(error))
-    splits = {split: [] for split in SPLITS}
+    splits, claimed = {split: [] for split in SPLITS}, {str(s.features) for _, s in sentences}
     seen, digest, total, squares = {}, hashlib.sha256(), 0.0, 0.0
     for split, sentence in sentences:
         try:
             features = read_features(sentence.features, dim)
         except ValueError as error:
             errors.append(str(error))
+            if len(errors) <= 10 and not os.path.exists(sentence.features):
+                errors[-1] += nearest_file(sentence.features, claimed)
             continue
         dim, content = features.shape[1], hashlib.sha256(features).hexdigest()
         digest.update(repr((split, sentence[:3], content)).encode())
@@ -328,10 +356,23 @@ def read_data(data_dir, vocabulary=None, dim=None):
     return Data(name, {split: some for split, some in splits.items() if some}, vocabulary,
                 mean.astype(np.float32), std.astype(np.float32), digest.hexdigest())
 
+def nearest_file(missing, claimed):
+    """Words on the most similar name in a missing file's folder that no annotation claims."""
+    names = [path.name for path in missing.parent.glob("*") if str(path) not in claimed]
+    near = difflib.get_close_matches(missing.name, names, 1)
+    return f"; without an annotation there is {near[0]}" if near else ""
+
 def describe_data(data):
     """Print sizes, and what a user should know of the data before believing a WER."""
     known = {*data.vocabulary}
     print(f"Data: {data.name}, D = {len(data.mean)}, {len(known) - 1} glosses")
+    paths = [sentence.features for sentences in data.splits.values() for sentence in sentences
+             if isinstance(sentence.features, Path)]
+    for folder in sorted({path.parent for path in paths}):
+        names = {path.stem for path in folder.glob("*.np[yz]")} - {path.stem for path in paths}
+        if names:
+            print(f"{folder}: {len(names)} files without an annotation: "
+                  f"{' '.join(sorted(names)[:5])}")
     for split, sentences in data.splits.items():
         frames = [sentence.frames for sentence in sentences]
         glosses = [gloss for sentence in sentences for gloss in sentence.glosses]
@@ -340,6 +381,10 @@ def describe_data(data):
         if unknown := [gloss for gloss in glosses if gloss not in known]:
             print(f"    glosses unknown to train, certain errors (WER at least "
                   f"{len(unknown) / len(glosses):.1%}): {' '.join(sorted({*unknown}))}")
+        if case := {g.casefold() for g in unknown} & {g.casefold() for g in known}:
+            print(f"    differ from train's glosses only in case: {' '.join(sorted(case))}")
+        constant, gloss = wer.constant_answer([sentence.glosses for sentence in sentences])
+        print(f"    best constant answer: {gloss or 'none'}, WER {constant:.1%}")
         if any(short := [sum(not s.fits(stride) for s in sentences) for stride in STRIDES]):
             print(f"    too few frames for CTC at --temporal_stride {STRIDES}: {short} sentences")
 
@@ -520,36 +565,47 @@ def train_one_epoch(model, loader, optimizer, learning_rate, loss_function):
         raise FloatingPointError("NaN or infinity in loss or weights, try a lower --learning_rate")
     return sum(losses) / len(losses), len(loader) - len(losses)
 
+class Evaluation(NamedTuple):
+    errors: wer.WordErrors
+    loss: object        # nats per gloss, mean over the sentences that CTC can align, None without
+    hypotheses: list    # tuples of glosses
+    blank_share: float  # of the frames, those whose most probable class is the blank
+
 @torch.inference_mode()
 def evaluate(model, loader, vocabulary, decode=wer.greedy_decode):
-    """(WordErrors, loss, hypotheses) of a SentenceDataset's loader, in evaluation mode.
-
-    loss: nats per gloss, mean over the sentences that CTC can align; None without any.
-    """
+    """Evaluation of a SentenceDataset's loader, in evaluation mode."""
     was_training = model.training
     model.eval()
-    hypotheses, losses = [], []
+    hypotheses, losses, blanks = [], [], []
     for batch in loader:
         batch = batch.to(model.feature_mean.device)
         logits, lengths = model(batch.features, batch.lengths)
-        hypotheses += decode(logits.log_softmax(dim=2).cpu().numpy(), lengths.numpy(), vocabulary)
+        log_probs = logits.log_softmax(dim=2).cpu().numpy()                 # [B, T', V]
+        hypotheses += decode(log_probs, lengths.numpy(), vocabulary)
+        blanks += [x[:n].argmax(axis=1) == 0 for x, n in zip(log_probs, lengths)]
         losses += [x for x in ctc_losses(logits, lengths, batch).tolist() if math.isfinite(x)]
     model.train(was_training)
     errors = wer.score([s.glosses for s in loader.dataset.sentences], hypotheses)
-    return errors, sum(losses) / len(losses) if losses else None, hypotheses
+    return Evaluation(errors, sum(losses) / len(losses) if losses else None, hypotheses,
+                      float(np.concatenate(blanks).mean()))
 
 def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
     """Train; write checkpoints, log and picture into --output_dir. Returns the best epoch's row.
     loss_function: (model, Batch) -> scalar. last: the content of the last.pth to resume from."""
     folder, sentences = Path(args.output_dir), alignable(data, args.temporal_stride)
+    dev, augmentation = data.splits["dev"], partial(augment, mean=data.mean, std=data.std,
+                                                    stride=args.temporal_stride)
+    if args.overfit:
+        dev, augmentation = sentences[:args.overfit], None
+        sentences = dev
     load = partial(make_loader, vocabulary=data.vocabulary, dim=len(data.mean), args=args)
-    augmentation = partial(augment, mean=data.mean, std=data.std, stride=args.temporal_stride)
     optimizer = torch.optim.AdamW(freeze.layer_groups(model), lr=args.learning_rate,
                                   weight_decay=args.weight_decay, fused=True)
     history = []  # a row per epoch
     header = {"arguments": {k: v for k, v in vars(args).items() if k not in NOT_SAVED},
               "versions": [sys.version.split()[0], str(torch.__version__), np.__version__],
-              "threads": torch.get_num_threads(), "data": data.digest}
+              "threads": torch.get_num_threads(), "data": data.digest,
+              "constant_answer": wer.constant_answer([s.glosses for s in dev])[0]}
     if last:
         if (last["header"]["data"], last["vocabulary"]) != (data.digest, data.vocabulary):
             raise ValueError(f"{folder / 'last.pth'}: made from other data than {data.name}, "
@@ -574,20 +630,42 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
         loss, skipped = train_one_epoch(model, batches, optimizer,
                                         lambda step: args.learning_rate * factor(step),
                                         loss_function)
-        errors, dev_loss, _ = evaluate(model, load(data.splits["dev"]), data.vocabulary)
+        found = evaluate(model, load(dev), data.vocabulary)
         history.append({"epoch": epoch, "stage": schedule.stage(epoch), "loss": loss,
-                        "dev_loss": dev_loss, "wer": errors.wer, **asdict(errors),
-                        "learning_rate": optimizer.param_groups[0]["lr"], "skipped_steps": skipped})
+                        "dev_loss": found.loss, "wer": found.errors.wer, **asdict(found.errors),
+                        "blank_share": found.blank_share, "skipped_steps": skipped,
+                        "learning_rate": optimizer.param_groups[0]["lr"]})
         left = int((time.monotonic() - started) / (epoch + 1 - done) * (args.epochs - 1 - epoch))
         best, note = best_epoch(history), f"  {skipped} steps not finite" if skipped else ""
-        dev = f"{math.nan if dev_loss is None else dev_loss:6.3f}  dev WER {100 * errors.wer:6.2f}%"
-        print(f"epoch {epoch:>3}  loss {loss:6.3f}  dev loss {dev}  best {100 * best['wer']:6.2f}% "
-              f"at {best['epoch']:<3}  left {left // 60}:{left % 60:02d}{note}", flush=True)
+        dev_loss = math.nan if found.loss is None else found.loss
+        print(f"epoch {epoch:>3}  loss {loss:6.3f}  dev {dev_loss:6.3f}  WER {found.errors.rates()}"
+              f"  blank {found.blank_share:4.0%}  best {100 * best['wer']:6.2f}% at "
+              f"{best['epoch']:<3}  left {left // 60}:{left % 60:02d}{note}", flush=True)
     save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
+    diagnose(model, sentences, dev, data.vocabulary, args)
     return best_epoch(history)
 
 def best_epoch(history):
-    return min(history, key=lambda row: row["wer"])
+    """The row of the lowest dev WER; of several, that of the lowest dev loss."""
+    loss = lambda row: math.inf if row["dev_loss"] is None else row["dev_loss"]
+    return min(history, key=lambda row: (row["wer"], loss(row)))
+
+def diagnose(model, train, dev, vocabulary, args, found=None):
+    """Print what the errors suggest, from dev (found: its Evaluation, where there is one already)
+    and up to DIAGNOSED train sentences without augmentation. train may be empty."""
+    load = partial(make_loader, vocabulary=vocabulary, dim=len(model.feature_mean), args=args)
+    found = found or evaluate(model, load(dev), vocabulary)
+    some = train[::math.ceil(len(train) / DIAGNOSED) or 1]
+    parameters = [(p.numel(), p.requires_grad) for p in model.parameters()]
+    glosses = [gloss for sentence in dev for gloss in sentence.glosses]
+    known, signers = {*vocabulary}, {sentence.signer for sentence in train}
+    lines = wer.diagnosis(
+        evaluate(model, load(some), vocabulary).errors.wer if some else None, found.errors,
+        wer.constant_answer([sentence.glosses for sentence in dev])[0], found.blank_share,
+        unknown=sum(gloss not in known for gloss in glosses) / max(1, len(glosses)),
+        frozen=1 - sum(n for n, trains in parameters if trains) / sum(n for n, _ in parameters),
+        new_signers=len({s.signer for s in dev} - signers) if train else 0)
+    print("\n".join(("Diagnosis:", *lines)))
 
 def save_run(folder, model, optimizer, schedule, vocabulary, header, history):
     """Write best checkpoint (where the last epoch is the best), last.pth, log and picture."""
@@ -602,71 +680,9 @@ def save_run(folder, model, optimizer, schedule, vocabulary, header, history):
     lines = [json.dumps(row) + "\n" for row in (header, *history)]
     adapt.write_text("".join(lines), folder / "log.jsonl")
     if history:
-        adapt.write_text(curves_svg(history, schedule), folder / "curves.svg")
-
-# ---------------------------------------------------------------- pictures
-def chart(panels, ticks, axis, bands=()):
-    """SVG of line charts one below the other, over the x values from ticks[0] to ticks[-1].
-
-    panels: [(title, highest y, [(colour, name, [(x, y), ...])])]; a name stands at its line's
-    highest point. ticks: x values to print. axis: text below. bands: x where each shading begins.
-    """
-    left, width, height = 60, 760, 180  # of a panel, in pixels
-    total = len(panels) * (height + 60) + 60
-    x = lambda value: f"{left + width * (value - ticks[0]) / max(1, ticks[-1] - ticks[0]):.1f}"
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" height="{total}" '
-           f'font-family="sans-serif" font-size="12"><path d="M0 0h999v9999h-999z" fill="white"/>']
-    text = lambda x, y, words, style="": out.append(
-        f'<text x="{x}" y="{y}" {style}>{html.escape(str(words))}</text>')
-    for number, (title, highest, lines) in enumerate(panels):
-        top = 50 + number * (height + 60)
-        y = lambda value: f"{top + height * (1 - value / highest):.1f}"
-        text(left, top - 24, title, 'font-weight="bold"')
-        for k, start in enumerate(bands):
-            out.append(f'<path d="M{x(start)} {top}H{x(ticks[-1])}v{height}H{x(start)}z" '
-                       f'fill="{("#f6f6f6", "#e4ebf5")[k % 2]}"/>')
-            text(x(start), top + 14, f"stage {k}", 'dx="4" fill="#666"')
-        for value in (highest * k / 4 for k in range(5)):
-            out.append(f'<path d="M{left} {y(value)}h{width}" stroke="#ccc"/>')
-            text(left, y(value), f"{value:g}", 'dx="-6" dy="4" text-anchor="end"')
-        for value in ticks:
-            text(x(value), top + height + 16, value, 'fill="#666" text-anchor="middle"')
-        for colour, name, points in lines:
-            out.append(f'<polyline points="{" ".join(f"{x(a)},{y(b)}" for a, b in points)}" '
-                       f'fill="none" stroke="{colour}" stroke-width="2"/>')
-            peak = max(points, key=lambda point: point[1], default=(0, 0))
-            text(x(peak[0]), y(peak[1]), name, f'dy="-4" fill="{colour}" text-anchor="middle"')
-    text(left, total - 16, axis)
-    return "\n".join(out) + "</svg>\n"
-
-def curves_svg(history, schedule):
-    """Loss (train, dev) and dev WER over the epochs as SVG, a band per stage."""
-    best, panels = best_epoch(history), []
-    for factor, title, keys in (
-            (1, "Loss: train (blue), dev (red; CTC, nats per gloss)", ("loss", "dev_loss")),
-            (100, f"Dev WER in %, best {100 * best['wer']:.1f} at {best['epoch']}", ("wer",))):
-        lines = [(colour, "", [(row["epoch"], factor * row[key]) for row in history
-                               if row[key] is not None])
-                 for colour, key in zip(("#d62728", "#1f77b4"), reversed(keys))]
-        highest = max((y for _, _, points in lines for _, y in points if y), default=1)
-        panels.append((title, math.ceil(highest), lines))
-    return chart(panels, (*schedule.starts, max(1, schedule.epochs - 1)), "epoch", schedule.starts)
-
-def posteriors_svg(panels, vocabulary, stride, reference):
-    """What networks believe of one sentence, as SVG: a line per class that reaches 0.2.
-
-    panels: title -> log probabilities [T', V], the blank (grey) as class 0.
-    """
-    colours, charts = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#b35900", "#8c564b"), []
-    for title, log_probs in panels.items():
-        probs = np.exp(log_probs)
-        charts.append((title, 1, [
-            (colours[k % 6] if k else "#aaa", vocabulary[k] if k else "",
-             [(stride * step, p) for step, p in enumerate(probs[:, k])])
-            for k in np.flatnonzero(probs.max(axis=0) >= 0.2)]))
-    ticks = [*range(0, stride * (len(probs) - 1), stride * math.ceil(len(probs) / 10)),
-             stride * (len(probs) - 1)]
-    return chart(charts, ticks, f"input frame. Reference: {' '.join(reference)}")
+        picture = wer.curves_svg(history, best_epoch(history), schedule.starts,
+                                 max(1, schedule.epochs - 1), header["constant_answer"])
+        adapt.write_text(picture, folder / "curves.svg")
 
 # ---------------------------------------------------------------- the program
 def number(kind, low, high):
@@ -677,6 +693,15 @@ def number(kind, low, high):
         return kind(text)
     parse.__name__ = kind.__name__  # for argparse's own message
     return parse
+
+def device(text):
+    """An argparse type: the name of a device that is there."""
+    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected cpu, cuda or cuda:N")
+    if text != "cpu" and int(text[5:] or 0) >= (gpus := torch.cuda.device_count()):
+        raise argparse.ArgumentTypeError(f"{text}: torch {torch.__version__}, built for CUDA "
+                                         f"{torch.version.cuda}, finds {gpus} GPUs")
+    return text
 
 def make_parser(program, description, output_dir, learning_rate, dropout, stride):
     """(parser of the flags that teacher.py and distill.py share, its either-or group)."""
@@ -697,9 +722,12 @@ def make_parser(program, description, output_dir, learning_rate, dropout, stride
             ("beam_width", count, 1, "prefixes that --evaluate and --predict keep; 1: greedy"),
             ("lm_weight", rate, 0.0, "of a bigram model of the train annotations in beam search")):
         add(f"--{name}", type=kind, default=default, help=text)
-    gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
-    devices = ["cuda", *gpus, "cpu"] if gpus else ["cpu"]
-    add("--device", choices=devices, default=devices[0], help="to run on")
+    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
+        help="cpu, cuda or cuda:N")
+    add("--clean_annotations", choices=("phoenix",), help="clean train annotations by its rules")
+    add("--overfit", type=count, metavar="N", help="train on N sentences without augmentation and "
+        "score these: a first test of new features")
+    add("--ctm", metavar="FILE", help="write the hypotheses of --evaluate for wer.py or sclite")
     add("--temporal_stride", type=int, choices=STRIDES, default=stride, help="frames per output")
     add("--split", choices=SPLITS, default="dev", help="what --evaluate scores")
     add("--picture", nargs=2, metavar=("ID", "SVG"), help="draw what --evaluate's checkpoint "
@@ -743,7 +771,8 @@ def resume_flags(parser, argv, folder, model_class):
     args = parser.parse_args(argv, argparse.Namespace(**saved))  # saved flags instead of defaults
     for name in saved.keys() - {"data_dir", "device", "num_workers", "teacher_checkpoint"}:
         if getattr(args, name) != saved[name]:
-            raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}")
+            raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}"
+                             f" (--pretrained_weights {path} starts a new run from it)")
     print(f"Resuming {path} after epoch {last['epoch']}")
     return args, last
 
@@ -762,11 +791,13 @@ def run_checkpoint(args, model_class):
         raise ValueError(f"{data_dir}: no {args.split} split, or no gloss of it known to {path}")
     decode = wer.greedy_decode
     if args.beam_width > 1 or args.lm_weight:
-        known = [s.glosses for s in read_split(data_dir, "train")] if args.lm_weight else []
+        clean = checkpoint["config"].get("clean_annotations")
+        known = [s.glosses for s in read_split(data_dir, "train", clean)] if args.lm_weight else []
         decode = partial(wer.beam_decode, beam_width=args.beam_width,
                          lm=args.lm_weight * wer.bigram_lm(known, vocabulary))
     loader = make_loader(sentences, vocabulary, len(model.feature_mean), args)
-    errors, _, hypotheses = evaluate(model.to(args.device), loader, vocabulary, decode)
+    found = evaluate(model.to(args.device), loader, vocabulary, decode)
+    errors, hypotheses = found.errors, found.hypotheses
     for sentence, hypothesis in zip(sentences, map(" ".join, hypotheses)):
         print(f"{sentence.id}: {hypothesis}" if args.predict else
               f"{sentence.id}\n  ref  {' '.join(sentence.glosses)}\n  hyp  {hypothesis}")
@@ -774,6 +805,14 @@ def run_checkpoint(args, model_class):
     if args.predict:
         return result
     print(f"{path} on {args.split}: {errors}")
+    if args.ctm:  # times in frames of 0.01 s stand for the order alone
+        adapt.write_text("".join(f"{s.id} 1 {k / 100:.2f} 0.01 {gloss}\n"
+                                 for s, hypothesis in zip(sentences, hypotheses)
+                                 for k, gloss in enumerate(hypothesis or (wer.EMPTY,))), args.ctm)
+    train = []
+    with contextlib.suppress(ValueError):  # it is not needed, so it need not be there
+        train = read_split(data_dir, "train")
+    diagnose(model, train, sentences, vocabulary, args, found)
     if args.picture:
         draw(model, path, sentences, vocabulary, args)
     return {**result, "split": args.split, "wer": errors.wer, "ser": errors.ser, **asdict(errors)}
@@ -787,8 +826,8 @@ def draw(model, path, sentences, vocabulary, args):
     with torch.inference_mode():
         logits, _ = model(batch.features.to(args.device), batch.lengths)
     panels = {f"{path}, {name}": logits[0].log_softmax(dim=1).cpu().numpy()}
-    adapt.write_text(posteriors_svg(panels, vocabulary, model.temporal_stride, chosen[0].glosses),
-                     file)
+    adapt.write_text(wer.posteriors_svg(panels, vocabulary, model.temporal_stride,
+                                        chosen[0].glosses), file)
     print(f"Posteriors of {name}: {file}")
 
 def make_model(model_class, data, args):
@@ -816,6 +855,7 @@ def load_weights(model, data, args):
 
 def run_teacher(args, last):
     """What the flags of teacher.py ask for. Returns what --json prints."""
+    started = time.monotonic()
     if args.predict or args.evaluate is not None:
         return run_checkpoint(args, I3DTeacher)
     if args.write_corpus:
@@ -827,24 +867,37 @@ def run_teacher(args, last):
                             (args.freeze_until_layer or freeze.FREEZE_UNTIL) if freezing else None,
                             unfreeze_by=args.unfreeze_by)
     make_schedule()  # flags that do not go together are refused before anything is read
-    data = read_data(args.validate_data or args.data_dir)
-    describe_data(data)
+    report = io.StringIO()
+    try:
+        with contextlib.redirect_stdout(report):
+            data = read_data(args.validate_data or args.data_dir, clean=args.clean_annotations)
+            describe_data(data)
+    finally:
+        print(report.getvalue(), end="")
     if args.validate_data:
-        return {"data_dir": data.name, "usable": len(alignable(data, args.temporal_stride))}
+        usable, count = len(alignable(data, args.temporal_stride)), len(data.splits["train"])
+        known = any(g in data.vocabulary for s in data.splits["dev"] for g in s.glosses)
+        if 2 * usable < count or not known:
+            raise OSError(f"{data.name}: {usable} of {count} train sentences can be aligned, train "
+                          f"has {'' if known else 'no'} glosses of dev: expected half, and some")
+        return {"data_dir": data.name, "usable": usable, "report": report.getvalue().splitlines()}
     model = make_model(I3DTeacher, data, args)
     fresh = last["always_trainable"] if last else load_weights(model, data, args)
     schedule = make_schedule(always_trainable=fresh)
-    best = train(model.to(args.device), data, args, schedule, last=last)
+    with adapt.lock(args.output_dir):
+        best = train(model.to(args.device), data, args, schedule, last=last)
     path = Path(args.output_dir, BEST["teacher"])
     print(f"Best dev WER {100 * best['wer']:.2f}% at epoch {best['epoch']}: {path}")
-    result = {"checkpoint": str(path), "epoch": best["epoch"], "dev_wer": best["wer"]}
-    if "test" in data.splits:
+    result = {**best, "checkpoint": str(path), "dev_wer": best["wer"]}
+    if "test" in data.splits and not args.overfit:
         model, _ = adapt.load_model(path, I3DTeacher)
         loader = make_loader(data.splits["test"], data.vocabulary, len(data.mean), args)
-        errors, _, _ = evaluate(model.to(args.device), loader, data.vocabulary)
+        errors = evaluate(model.to(args.device), loader, data.vocabulary).errors
         print(f"Test {errors}")
-        result["test_wer"] = errors.wer
-    return result
+        result |= {"test_wer": errors.wer, "test": asdict(errors)}
+        with open(Path(args.output_dir, "log.jsonl"), "a") as log:
+            log.write(json.dumps({"split": "test", "wer": errors.wer, **asdict(errors)}) + "\n")
+    return {**result, "seconds": round(time.monotonic() - started, 1)}
 
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""

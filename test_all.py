@@ -759,7 +759,8 @@ class Freezing(FolderTestCase):
     def test_releases_end_at_the_asked_share_of_the_epochs(self):
         for epochs, stages, share, starts in (
                 (50, 4, 0.3, (0, 5, 10, 15)), (150, 4, 0.3, (0, 15, 30, 45)),
-                (4, 4, 0.75, (0, 1, 2, 3)), (50, 2, 0.98, (0, 49)), (100, 3, 0.02, (0, 1, 2)), (50, 1, 0.3, (0,))):
+                (4, 4, 0.75, (0, 1, 2, 3)), (50, 2, 0.98, (0, 49)), (100, 3, 0.02, (0, 1, 2)),
+                (50, 1, 0.3, (0,))):
             schedule = freeze.UnfreezeSchedule(freeze.LAYERS, epochs, stages, unfreeze_by=share)
             equal = freeze.UnfreezeSchedule(freeze.LAYERS, epochs, stages)
             self.assertEqual((schedule.starts, schedule.releases), (starts, equal.releases))
@@ -929,7 +930,9 @@ class Teacher(FolderTestCase):
             teacher.main, "--data_dir", self.corpus(), "--output_dir", folder, "--epochs", epochs,
             "--batch_size", 4, "--hidden_size", 8, "--device", "cpu", *flags)
         self.assertEqual((status, err), (0, ""))
-        self.rows = [*map(json.loads, (folder / "log.jsonl").read_text().splitlines())]
+        rows = [*map(json.loads, (folder / "log.jsonl").read_text().splitlines())]
+        self.rows = [row for row in rows if row.get("split") != "test"]
+        self.assertEqual(len(rows) - len(self.rows), 1 if "Test WER" in self.out else 0)
         return folder
 
     def steps(self, folder):
@@ -1162,7 +1165,7 @@ class Teacher(FolderTestCase):
         model = teacher.I3DTeacher(4, 2, hidden_size=8).train()
         nn.init.zeros_(model.classifier.weight), nn.init.eye_(model.classifier.bias[:, None])
         before = [value.clone() for value in model.state_dict().values()]
-        errors, _, hypotheses = teacher.evaluate(model, loader, ["<blank>", "A"])
+        errors, _, hypotheses, _ = teacher.evaluate(model, loader, ["<blank>", "A"])
         self.assertEqual((hypotheses, errors.deletions, errors.wer), ([()], 2, 1.0))
         after = model.state_dict().values()  # evaluation leaves no trace in a model in training
         self.assertTrue(model.training and all(map(torch.equal, before, after)))
@@ -1273,15 +1276,17 @@ class Teacher(FolderTestCase):
                 (shared, best), (f"{shared} optimizer random", last),
                 ("arguments versions", header), ("seed device data_dir", header["arguments"]),
                 ("epoch stage loss dev_loss wer hits substitutions deletions insertions "
-                 "learning_rate skipped_steps", rows[0])):
+                 "blank_share learning_rate skipped_steps", rows[0])):
             self.assertLessEqual({*keys.split()}, {*found})
         wers = [row["wer"] for row in rows]
-        self.assertGreater(wers.count(min(wers)), 1)  # of equal ones the first is the best
-        self.assertEqual((best["epoch"], best["wer"]), (wers.index(min(wers)), min(wers)))
+        self.assertGreater(wers.count(min(wers)), 1)  # of equal ones that of the lowest loss
+        wer_and_loss = [(row["wer"], row["dev_loss"]) for row in rows]
+        self.assertEqual((best["epoch"], best["wer"]),
+                         (wer_and_loss.index(min(wer_and_loss)), min(wers)))
         frames = np.concatenate([*map(np.load, self.corpus().glob("features/train/*"))])
         np.testing.assert_allclose(best["model_state_dict"]["feature_std"], frames.std(0), 1e-4)
         lines = xml.etree.ElementTree.parse(folder / "curves.svg").findall("{*}polyline")
-        self.assertEqual([len(line.get("points").split()) for line in lines], [4, 4, 4])
+        self.assertEqual([len(line.get("points").split()) for line in lines], [4, 4, 4, 2])
 
     def test_a_seed_is_a_run_and_no_run_is_lost(self):
         for seed in (1, 1, 2):
@@ -1603,7 +1608,7 @@ class Distillation(FolderTestCase):
         args = argparse.Namespace(
             output_dir=str(self.folder / "run"), epochs=1, batch_size=6, seed=0, channels=64,
             learning_rate=3e-3, weight_decay=0.01, temporal_stride=8, dropout=0.0, num_workers=0,
-            device="cpu", alpha=1.0, temperature=2.0, blank_threshold=1.0, teacher_checkpoint="")
+            device="cpu", overfit=None, alpha=1.0, temperature=2.0, blank_threshold=1.0, teacher_checkpoint="")
         self.program(lambda argv: distill.train_student(args, data, self.big, None))
         student, last = adapt.load_model(self.folder / "run/last.pth", distill.Student)
         self.assertEqual(len(last["optimizer"]["state"]), len([*student.parameters()]))

@@ -15,6 +15,7 @@ Axes: B sentences, T' encoder frames, V classes (0 is the CTC blank), L glosses 
 
 import argparse
 import contextlib
+import html
 import itertools
 import json
 import math
@@ -146,6 +147,13 @@ class WordErrors:
         """Sentences with at least one error per sentence, a fraction."""
         return self.sentence_errors / max(self.sentences, 1)
 
+    def rates(self):
+        """WER and what it is made of, per reference gloss in percent, as one short text."""
+        glosses = max(1, self.reference_glosses)
+        parts = " ".join(f"{name} {100 * count / glosses:4.1f}" for name, count in (
+            ("S", self.substitutions), ("D", self.deletions), ("I", self.insertions)))
+        return f"{100 * self.wer:6.2f}% ({parts})"
+
     def __str__(self):
         return (f"WER {100 * self.wer:.2f}% ({self.errors} errors in {self.reference_glosses} "
                 f"glosses: {self.substitutions} substitutions, {self.deletions} deletions, "
@@ -218,6 +226,48 @@ def _glosses(sentence, scoring):
     if scoring == "sclite":
         return [gloss.encode().lower().decode() for gloss in glosses]  # bytes: only ASCII letters
     return glosses
+
+def constant_answer(references):
+    """(WER, gloss) of the best constant answer: the same gloss, or "" for none, to each sentence.
+    A network whose WER is near it has learned nothing from the features."""
+    found = Counter(gloss for ref in references for gloss in {*ref})
+    gloss, hits = max(found.items(), key=lambda item: item[1], default=("", 0))
+    gain = hits - sum(not ref for ref in references)
+    total = max(1, sum(map(len, references)))
+    return (1 - gain / total, gloss) if gain > 0 else (1.0, "")
+
+def diagnosis(train_wer, dev, constant, blank_share, unknown=0.0, frozen=0.0, new_signers=0):
+    """Lines that say what the errors suggest and which flags to try, by the rules below.
+
+    train_wer: of train sentences as they are, None where not known; dev: WordErrors; constant: the
+    WER of constant_answer. blank_share: of dev's frames. unknown: share of dev's glosses that are
+    not in train. frozen: share of the parameters. new_signers: signers of dev who are not in train.
+    """
+    lines, glosses = [], max(1, dev.reference_glosses)
+    deletions, insertions = dev.deletions / glosses, dev.insertions / glosses
+    if train_wer is not None and train_wer > 0.9 * constant:
+        lines.append(f"not learning: train WER {train_wer:.1%}, the best constant answer has "
+                     f"{constant:.1%}: more --epochs, another --learning_rate, fewer frozen layers "
+                     f"({frozen:.0%} of the parameters are); --overfit 8 tests the features")
+    elif train_wer is not None and dev.wer > 2 * train_wer + 0.05:
+        lines.append(f"overfitting: train WER {train_wer:.1%}, dev WER {dev.wer:.1%}: more data, "
+                     f"--pretrained_weights, a higher --dropout or --weight_decay")
+    elif dev.wer > 0.9 * constant:
+        lines.append(f"dev WER {dev.wer:.1%} is near the best constant answer's, {constant:.1%}")
+    if blank_share > 0.95:
+        lines.append(f"only blanks ({blank_share:.0%} of the frames): usual in the first epochs; "
+                     f"later a smaller --temporal_stride or more --epochs")
+    elif max(deletions, insertions) > 2 * min(deletions, insertions) + 0.05:
+        more, fewer = sorted((("deletions", deletions), ("insertions", insertions)),
+                             key=lambda pair: -pair[1])
+        stride = "smaller" if more[0] == "deletions" else "larger"
+        lines.append(f"{more[0]} prevail ({more[1]:.1%} of the glosses, {fewer[0]} {fewer[1]:.1%}):"
+                     f" a {stride} --temporal_stride, --beam_width 10 with --lm_weight")
+    if unknown:
+        lines.append(f"{unknown:.1%} of dev's glosses are not in train and stay errors")
+    if new_signers:
+        lines.append(f"{new_signers} signers of dev are not in train: expect more errors on them")
+    return [f"  {line}" for line in lines or ["nothing conspicuous"]]
 
 # ---------------------------------------------------------------- Phoenix-2014's clean-up
 # The official evaluation's rules in its order: pattern, replacement. Those with spaces are for
@@ -336,6 +386,76 @@ def pair(reference, hypothesis):
         raise ValueError(f"{hypothesis}: {len(hyp)} lines, expected {len(ref)} as {reference} has")
     return (list(ref), list(ref.values()), [hyp.get(name, ()) for name in ref],
             [name for name in ref if name not in hyp])
+
+# ---------------------------------------------------------------- pictures
+def chart(panels, ticks, axis, bands=()):
+    """SVG of line charts one below the other, over the x values from ticks[0] to ticks[-1].
+
+    panels: [(title, highest y, [(colour, name, [(x, y), ...])])]; a name stands at its line's
+    highest point. ticks: x values to print. axis: text below. bands: x where each shading begins.
+    """
+    left, width, height = 60, 760, 180  # of a panel, in pixels
+    total = len(panels) * (height + 60) + 60
+    x = lambda value: f"{left + width * (value - ticks[0]) / max(1, ticks[-1] - ticks[0]):.1f}"
+    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" height="{total}" '
+           f'font-family="sans-serif" font-size="12"><path d="M0 0h999v9999h-999z" fill="white"/>']
+    text = lambda x, y, words, style="": out.append(
+        f'<text x="{x}" y="{y}" {style}>{html.escape(str(words))}</text>')
+    for number, (title, highest, lines) in enumerate(panels):
+        top = 50 + number * (height + 60)
+        y = lambda value: f"{top + height * (1 - value / highest):.1f}"
+        text(left, top - 24, title, 'font-weight="bold"')
+        for k, start in enumerate(bands):
+            out.append(f'<path d="M{x(start)} {top}H{x(ticks[-1])}v{height}H{x(start)}z" '
+                       f'fill="{("#f6f6f6", "#e4ebf5")[k % 2]}"/>')
+            text(x(start), top + 14, f"stage {k}", 'dx="4" fill="#666"')
+        for value in (highest * k / 4 for k in range(5)):
+            out.append(f'<path d="M{left} {y(value)}h{width}" stroke="#ccc"/>')
+            text(left, y(value), f"{value:g}", 'dx="-6" dy="4" text-anchor="end"')
+        for value in ticks:
+            text(x(value), top + height + 16, value, 'fill="#666" text-anchor="middle"')
+        for colour, name, points in lines:
+            out.append(f'<polyline points="{" ".join(f"{x(a)},{y(b)}" for a, b in points)}" '
+                       f'fill="none" stroke="{colour}" stroke-width="2"/>')
+            peak = max(points, key=lambda point: point[1], default=(0, 0))
+            text(x(peak[0]), y(peak[1]), name, f'dy="-4" fill="{colour}" text-anchor="middle"')
+    text(left, total - 16, axis)
+    return "\n".join(out) + "</svg>\n"
+
+def curves_svg(history, best, starts, last, constant):
+    """A run's loss (train, dev) and dev WER over the epochs as SVG, a band per stage.
+
+    history: a row per epoch; best: one of them. starts: first epochs of the stages. last: the last
+    epoch. constant: the best constant answer's WER, drawn as a line.
+    """
+    panels = []
+    for factor, title, keys in (
+            (1, "Loss: train (blue), dev (red; CTC, nats per gloss)", ("loss", "dev_loss")),
+            (100, f"Dev WER in %, best {100 * best['wer']:.1f} at {best['epoch']}", ("wer",))):
+        lines = [(colour, "", [(row["epoch"], factor * row[key]) for row in history
+                               if row[key] is not None])
+                 for colour, key in zip(("#d62728", "#1f77b4"), reversed(keys))]
+        if factor == 100:
+            lines.append(("#888", "constant answer", [(k, 100 * constant) for k in (0, last)]))
+        highest = max((y for _, _, points in lines for _, y in points if y), default=1)
+        panels.append((title, math.ceil(highest), lines))
+    return chart(panels, (*starts, last), "epoch", starts)
+
+def posteriors_svg(panels, vocabulary, stride, reference):
+    """What networks believe of one sentence, as SVG: a line per class that reaches 0.2.
+
+    panels: title -> log probabilities [T', V], the blank (grey) as class 0.
+    """
+    colours, charts = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#b35900", "#8c564b"), []
+    for title, log_probs in panels.items():
+        probs = np.exp(log_probs)
+        charts.append((title, 1, [
+            (colours[k % 6] if k else "#aaa", vocabulary[k] if k else "",
+             [(stride * step, p) for step, p in enumerate(probs[:, k])])
+            for k in np.flatnonzero(probs.max(axis=0) >= 0.2)]))
+    ticks = [*range(0, stride * (len(probs) - 1), stride * math.ceil(len(probs) / 10)),
+             stride * (len(probs) - 1)]
+    return chart(charts, ticks, f"input frame. Reference: {' '.join(reference)}")
 
 # ---------------------------------------------------------------- program
 def print_alignments(names, references, hypotheses, scoring):

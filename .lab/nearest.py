@@ -27,7 +27,7 @@ def distances(query, others):
     longest = max(map(len, others))
     padded = np.stack([np.pad(o, ((0, longest - len(o)), (0, 0))) for o in others])   # [K, U, D]
     squares = (query ** 2).sum(1)[None, :, None] + (padded ** 2).sum(2)[:, None]
-    cost = np.sqrt(np.maximum(squares - 2 * np.einsum("td,kud->ktu", query, padded), 0))
+    cost = np.sqrt(np.maximum(squares - 2 * (padded @ query.T).transpose(0, 2, 1), 0))
     frames, total = len(query), np.full(cost.shape, np.inf)
     total[:, 0, 0] = cost[:, 0, 0]
     for diagonal in range(1, frames + longest - 1):     # all cells of a diagonal at once

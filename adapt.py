@@ -31,11 +31,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
+from torch.optim.swa_utils import update_bn
 
-try:
+with contextlib.suppress(ImportError):  # Windows has no fcntl, and so no lock
     import fcntl
-except ImportError:  # on Windows: no lock
-    fcntl = None
 
 KINETICS = "i3d_kinetics400"
 PRETRAINED_DIR = Path("checkpoints/pretrained")
@@ -107,15 +106,14 @@ def load_model(path, model_class):
     try:
         content = dict(content)
         state, config = dict(content["model_state_dict"]), content["config"]
-        kind = "student" if "teacher_checkpoint" in config else "teacher"
-        if kind != model_class.kind:
-            raise ValueError(f"it is a {kind}'s")
+        if (kind := content.get("model")) != model_class.kind:
+            raise ValueError(f"it is a {kind}'s" if kind else
+                             "of an earlier version, which serves as --pretrained_weights")
         if kind == "teacher":
-            config.setdefault("backbone_ctc", 0.0)  # earlier versions had no second head
+            config.setdefault("backbone_ctc", 0.0)  # before there was a second head
         model = model_class(len(state["feature_mean"]), len(content["vocabulary"]),
                             **{name: config[name] for name in model_class.options})
         model.load_state_dict(state)
-        model.a_trous = "model" in content  # which earlier versions did not write
         if not all(value.isfinite().all() for value in state.values()):
             raise ValueError("weights that are NaN or infinite")
     except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
@@ -155,16 +153,13 @@ def lock(folder):
     """While this context lasts, or until the process ends, no other process gets the lock of this
     folder, which is made where it is missing. ValueError where another has it."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if not fcntl:
-        return (yield)
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(descriptor)
+    except BlockingIOError as error:
         raise ValueError(f"{folder}: another training writes there, expected a folder of its own"
-                         ) from None
-    try:
+                         ) from error
+    else:
         yield
     finally:
         os.close(descriptor)
@@ -387,22 +382,12 @@ def load_pretrained(model, source, method=METHOD, vocabulary=None):
                     and not name.endswith("num_batches_tracked")]  # a counter, not a weight
     return report
 
-@torch.no_grad()
 def estimate_batchnorm(model, inputs):
     """Set every BatchNorm's running statistics to the mean of its batches' (AdaBN, Li et al. 2016,
     arXiv 1603.04779). inputs: argument tuples for model, of training data."""
-    was_training = model.training
-    norms = {m: m.momentum for m in model.modules()
-             if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)}
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over all batches
-    model.train()
-    for arguments in inputs:
-        model(*arguments)
-    for norm, momentum in norms.items():
-        norm.momentum = momentum
-    model.train(was_training)
+    unpacking = torch.nn.Module().train(model.training)
+    unpacking.model, unpacking.forward = model, lambda arguments: model(*arguments)
+    update_bn(([arguments] for arguments in inputs), unpacking)  # it passes on a list's first item
 
 # ---------------------------------------------------------------- the program
 def main(argv=None):
@@ -430,9 +415,6 @@ def main(argv=None):
           f"{sum(values[name].numel() for name in adapted):,} numbers.")
     if args.output:
         print(f"Written to {args.output}: use it with teacher.py --pretrained_weights.")
-    if args.adapt_method == "temporal_max":
-        print("BatchNorm statistics are still the 3D network's: teacher.py, given the 3D file, "
-              "re-estimates them on its training features.")
 
 if __name__ == "__main__":
     main()

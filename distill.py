@@ -36,25 +36,22 @@ CHANNELS, DROPOUT = 128, 0.3      # defaults of network and flags
 TIMED, PASSES = 50, 5             # sentences whose time is taken, and how often
 
 # ---------------------------------------------------------------- losses
-def kd_loss(student_logits, teacher_logits, lengths, temperature, blank_threshold=1.0):
+def kd_loss(student_logits, teacher_logits, lengths, temperature):
     """T^2 * KL(teacher || student) at temperature T, in nats per frame (Hinton et al. 2015).
 
     student_logits, teacher_logits: [B, T', V]. lengths: [B] valid frames. Summed over classes,
     mean over the valid frames of the batch, so neither padding nor how sentences are batched
     together changes what a frame counts. T^2 keeps the gradient's size from depending on T.
-    blank_threshold: frames to which the teacher gives the blank a higher probability (at T = 1)
-    are left out, of sum and mean; 1 leaves out none (Hilmes et al. 2025, arXiv 2506.01503).
     """
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"logits of student {list(student_logits.shape)} and teacher "
                          f"{list(teacher_logits.shape)}, expected the same frames and classes")
     valid = frame_mask(lengths, student_logits.shape[1], student_logits.device)
     student_logits, teacher_logits = student_logits[valid].float(), teacher_logits[valid].float()
-    divergence = F.kl_div((student_logits / temperature).log_softmax(dim=1),
-                          (teacher_logits / temperature).log_softmax(dim=1), reduction="none",
-                          log_target=True).sum(dim=1)                       # [N] valid frames
-    kept = teacher_logits.softmax(dim=1)[:, 0] <= blank_threshold
-    return temperature ** 2 * (divergence * kept).sum() / kept.sum().clamp(min=1)
+    # On [N, V] "batchmean" is what its name says: the sum over classes, the mean over frames.
+    return temperature ** 2 * F.kl_div((student_logits / temperature).log_softmax(dim=1),
+                                       (teacher_logits / temperature).log_softmax(dim=1),
+                                       reduction="batchmean", log_target=True)
 
 def frame_mask(lengths, frames, device):
     """[B], T -> [B, T] on the device, true for the frames before each sentence's end."""
@@ -70,7 +67,7 @@ def distillation_loss(student, batch, teacher_model, args):
         return ctc
     with torch.no_grad():
         teacher_logits, _ = teacher_model(batch.features, batch.lengths)
-    kd = kd_loss(logits, teacher_logits, lengths, args.temperature, args.blank_threshold)
+    kd = kd_loss(logits, teacher_logits, lengths, args.temperature)
     return args.alpha * kd + (1 - args.alpha) * ctc
 
 # ---------------------------------------------------------------- the network
@@ -280,8 +277,6 @@ def main(argv=None):
         help="of teacher and student in the distillation loss")
     add("--alpha", type=teacher.number(float, 0, 1), default=0.7,
         help="weight of the distillation loss, 1 - alpha of CTC")
-    add("--blank_threshold", type=teacher.number(float, 0, 1), default=1.0,
-        help="frames to which the teacher gives a higher probability of blank teach nothing")
     add("--channels", type=teacher.number(int, 2, 10 ** 4), default=CHANNELS, help="of the student")
     add("--no_baseline", action="store_true", help="do not train the student without the teacher")
     add("--export", metavar="FILE", help="write the best student, or that of --evaluate, with "

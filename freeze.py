@@ -12,11 +12,9 @@ reached, resumed or not. Epochs, stages and steps are counted from 0.
 import argparse
 import itertools
 import math
-import re
 
 import numpy as np
 from torch import nn
-from torch.nn import functional as F
 
 # The network's children from input to output: the one layer table. `stem` is I3D's conv_1a to
 # conv_2c; the mixed blocks have the endpoint names of I3D's checkpoints.
@@ -101,18 +99,11 @@ class BatchNorm1d(nn.BatchNorm1d):
     """nn.BatchNorm1d that, while frozen, uses and keeps its running statistics: [N, C] -> [N, C].
 
     PyTorch's own re-enters training mode at the next model.train(), whatever requires_grad says,
-    and its running statistics then drift (pytorch#86590). A batch of one row has no variance: it
-    too is normalised with the running statistics.
+    and its running statistics then drift (pytorch#86590).
     """
 
     def train(self, mode=True):
         return super().train(mode and self.weight.requires_grad)
-
-    def forward(self, rows):
-        if self.training and len(rows) == 1:
-            return F.batch_norm(rows, self.running_mean, self.running_var, self.weight, self.bias,
-                                eps=self.eps)
-        return super().forward(rows)
 
 def apply_freeze(model, trainable):
     """Let exactly the named parts of the model train.
@@ -121,13 +112,12 @@ def apply_freeze(model, trainable):
     Sets requires_grad; the BatchNorm1d above then keep their statistics through any train().
     ValueError for a name the model does not have, and for a frozen BatchNorm of another class.
     """
-    matched = set()
+    used = set()
     for name, parameter in model.named_parameters():
-        # stem.conv_1a.conv.weight -> itself and stem.conv_1a.conv, stem.conv_1a, stem
-        owners = {name[:dot.start()] for dot in re.finditer(r"\.|$", name)} & {*trainable}
+        owners = {owner for owner in trainable if f"{name}.".startswith(f"{owner}.")}
         parameter.requires_grad_(bool(owners))
-        matched |= owners
-    if unknown := {*trainable} - matched:
+        used |= owners
+    if unknown := {*trainable} - used:
         raise ValueError(f"the model has no parameters named {', '.join(sorted(unknown))}")
     for name, module in model.named_modules():
         if (isinstance(module, nn.modules.batchnorm._BatchNorm)

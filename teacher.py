@@ -14,7 +14,6 @@ L glosses of a sentence. Epochs are counted from 0.
 
 import argparse
 import contextlib
-import difflib
 import hashlib
 import io
 import json
@@ -160,7 +159,6 @@ class I3DTeacher(nn.Module):
 
     kind = "teacher"
     options = ("temporal_stride", "hidden_size", "dropout", "backbone_ctc")
-    a_trous = True  # False where an earlier version trained it, which left such poolings out
 
     def __init__(self, feature_dim, num_classes, temporal_stride=TEMPORAL_STRIDE,
                  hidden_size=HIDDEN_SIZE, dropout=DROPOUT, backbone_ctc=0.0):
@@ -211,7 +209,7 @@ class I3DTeacher(nn.Module):
         for name in freeze.BACKBONE[1:]:
             kernel, halves_from = POOLS.get(name, (0, 0))
             stride = 2 if self.temporal_stride >= halves_from else 1
-            if kernel and (stride == 2 or self.a_trous):
+            if kernel:
                 window, lengths = neighbours(lengths, kernel, (kernel - 2) // 2, stride, dilation)
                 rows = max_pool(rows, window.to(device))
                 dilation *= 2 // stride
@@ -317,15 +315,18 @@ def read_data(data_dir, vocabulary=None, dim=None, clean=None):
             sentences += [(split, sentence) for sentence in read_split(data_dir, split, clean)]
         except ValueError as error:
             errors.append(str(error))
-    splits, claimed = {split: [] for split in SPLITS}, {str(s.features) for _, s in sentences}
+    paths = {Path(s.features).with_suffix("") for _, s in sentences} if data_dir else {}
+    for folder in sorted({path.parent for path in paths}):
+        names = sorted(p.name for p in folder.glob("*") if p.with_suffix("") not in paths)
+        if names:
+            print(f"{folder}: {len(names)} files without an annotation: {' '.join(names[:5])}")
+    splits = {split: [] for split in SPLITS}
     seen, digest, total, squares = {}, hashlib.sha256(), 0.0, 0.0
     for split, sentence in sentences:
         try:
             features = read_features(sentence.features, dim)
         except ValueError as error:
             errors.append(str(error))
-            if len(errors) <= 10 and not os.path.exists(sentence.features):
-                errors[-1] += nearest_file(sentence.features, claimed)
             continue
         dim, content = features.shape[1], hashlib.sha256(features).hexdigest()
         digest.update(repr((split, sentence[:3], content)).encode())
@@ -356,23 +357,10 @@ def read_data(data_dir, vocabulary=None, dim=None, clean=None):
     return Data(name, {split: some for split, some in splits.items() if some}, vocabulary,
                 mean.astype(np.float32), std.astype(np.float32), digest.hexdigest())
 
-def nearest_file(missing, claimed):
-    """Words on the most similar name in a missing file's folder that no annotation claims."""
-    names = [path.name for path in missing.parent.glob("*") if str(path) not in claimed]
-    near = difflib.get_close_matches(missing.name, names, 1)
-    return f"; without an annotation there is {near[0]}" if near else ""
-
 def describe_data(data):
     """Print sizes, and what a user should know of the data before believing a WER."""
     known = {*data.vocabulary}
     print(f"Data: {data.name}, D = {len(data.mean)}, {len(known) - 1} glosses")
-    paths = [sentence.features for sentences in data.splits.values() for sentence in sentences
-             if isinstance(sentence.features, Path)]
-    for folder in sorted({path.parent for path in paths}):
-        names = {path.stem for path in folder.glob("*.np[yz]")} - {path.stem for path in paths}
-        if names:
-            print(f"{folder}: {len(names)} files without an annotation: "
-                  f"{' '.join(sorted(names)[:5])}")
     for split, sentences in data.splits.items():
         frames = [sentence.frames for sentence in sentences]
         glosses = [gloss for sentence in sentences for gloss in sentence.glosses]
@@ -569,25 +557,29 @@ class Evaluation(NamedTuple):
     errors: wer.WordErrors
     loss: object        # nats per gloss, mean over the sentences that CTC can align, None without
     hypotheses: list    # tuples of glosses
-    blank_share: float  # of the frames, those whose most probable class is the blank
+    log_probs: list     # [T', V] per sentence
+
+    @property
+    def blank_share(self):
+        """Of all frames, those whose most probable class is the blank."""
+        return float(np.concatenate([x.argmax(axis=1) == 0 for x in self.log_probs]).mean())
 
 @torch.inference_mode()
 def evaluate(model, loader, vocabulary, decode=wer.greedy_decode):
     """Evaluation of a SentenceDataset's loader, in evaluation mode."""
     was_training = model.training
     model.eval()
-    hypotheses, losses, blanks = [], [], []
+    hypotheses, losses, frames = [], [], []
     for batch in loader:
         batch = batch.to(model.feature_mean.device)
         logits, lengths = model(batch.features, batch.lengths)
         log_probs = logits.log_softmax(dim=2).cpu().numpy()                 # [B, T', V]
         hypotheses += decode(log_probs, lengths.numpy(), vocabulary)
-        blanks += [x[:n].argmax(axis=1) == 0 for x, n in zip(log_probs, lengths)]
+        frames += [x[:n] for x, n in zip(log_probs, lengths)]
         losses += [x for x in ctc_losses(logits, lengths, batch).tolist() if math.isfinite(x)]
     model.train(was_training)
     errors = wer.score([s.glosses for s in loader.dataset.sentences], hypotheses)
-    return Evaluation(errors, sum(losses) / len(losses) if losses else None, hypotheses,
-                      float(np.concatenate(blanks).mean()))
+    return Evaluation(errors, sum(losses) / len(losses) if losses else None, hypotheses, frames)
 
 def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
     """Train; write checkpoints, log and picture into --output_dir. Returns the best epoch's row.
@@ -665,7 +657,7 @@ def diagnose(model, train, dev, vocabulary, args, found=None):
         unknown=sum(gloss not in known for gloss in glosses) / max(1, len(glosses)),
         frozen=1 - sum(n for n, trains in parameters if trains) / sum(n for n, _ in parameters),
         new_signers=len({s.signer for s in dev} - signers) if train else 0)
-    print("\n".join(("Diagnosis:", *lines)))
+    print("\n  ".join(("Diagnosis:", *lines)))
 
 def save_run(folder, model, optimizer, schedule, vocabulary, header, history):
     """Write best checkpoint (where the last epoch is the best), last.pth, log and picture."""
@@ -695,12 +687,11 @@ def number(kind, low, high):
     return parse
 
 def device(text):
-    """An argparse type: the name of a device that is there."""
-    if not re.fullmatch(r"cpu|cuda(:\d+)?", text):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected cpu, cuda or cuda:N")
-    if text != "cpu" and int(text[5:] or 0) >= (gpus := torch.cuda.device_count()):
-        raise argparse.ArgumentTypeError(f"{text}: torch {torch.__version__}, built for CUDA "
-                                         f"{torch.version.cuda}, finds {gpus} GPUs")
+    """An argparse type: cpu, cuda or cuda:N, where there is one."""
+    gpus = torch.cuda.device_count()
+    if text not in ("cpu", *(["cuda"] if gpus else []), *(f"cuda:{k}" for k in range(gpus))):
+        raise argparse.ArgumentTypeError(f"{text!r}, expected cpu, or cuda or cuda:N where torch "
+                                         f"({torch.__version__} here) finds GPUs: it finds {gpus}")
     return text
 
 def make_parser(program, description, output_dir, learning_rate, dropout, stride):
@@ -763,8 +754,8 @@ def run_program(parser, argv, model_class, run):
 def resume_flags(parser, argv, folder, model_class):
     """(flags of the interrupted run, the content of its last.pth). ValueError."""
     _, last = adapt.load_model(path := f"{folder}/last.pth", model_class)
-    if "optimizer" not in last or "model" not in last:
-        raise ValueError(f"{path}: cannot be resumed, expected a last.pth of this version")
+    if "optimizer" not in last:
+        raise ValueError(f"{path}: cannot be resumed, expected a last.pth")
     saved = {**last["config"], "output_dir": folder}
     if saved["device"] != "cpu" and not torch.cuda.is_available():
         del saved["device"]
@@ -814,21 +805,14 @@ def run_checkpoint(args, model_class):
         train = read_split(data_dir, "train")
     diagnose(model, train, sentences, vocabulary, args, found)
     if args.picture:
-        draw(model, path, sentences, vocabulary, args)
+        name, file = args.picture
+        panels = {f"{path}, {s.id}": x for s, x in zip(sentences, found.log_probs) if s.id == name}
+        if not panels:
+            raise ValueError(f"--picture {name}: no such sentence in {args.split}")
+        reference = next(s.glosses for s in sentences if s.id == name)
+        adapt.write_text(wer.posteriors_svg(panels, vocabulary, model.temporal_stride, reference),
+                         file)
     return {**result, "split": args.split, "wer": errors.wer, "ser": errors.ser, **asdict(errors)}
-
-def draw(model, path, sentences, vocabulary, args):
-    """--picture: write what the model believes of one sentence."""
-    name, file = args.picture
-    if not (chosen := [sentence for sentence in sentences if sentence.id == name]):
-        raise ValueError(f"--picture {name}: no such sentence in {args.split}")
-    batch, = make_loader(chosen, vocabulary, len(model.feature_mean), args)
-    with torch.inference_mode():
-        logits, _ = model(batch.features.to(args.device), batch.lengths)
-    panels = {f"{path}, {name}": logits[0].log_softmax(dim=1).cpu().numpy()}
-    adapt.write_text(wer.posteriors_svg(panels, vocabulary, model.temporal_stride,
-                                        chosen[0].glosses), file)
-    print(f"Posteriors of {name}: {file}")
 
 def make_model(model_class, data, args):
     """A model with random weights by --seed and the data's statistics, vocabulary and D."""
@@ -867,13 +851,10 @@ def run_teacher(args, last):
                             (args.freeze_until_layer or freeze.FREEZE_UNTIL) if freezing else None,
                             unfreeze_by=args.unfreeze_by)
     make_schedule()  # flags that do not go together are refused before anything is read
-    report = io.StringIO()
-    try:
-        with contextlib.redirect_stdout(report):
-            data = read_data(args.validate_data or args.data_dir, clean=args.clean_annotations)
-            describe_data(data)
-    finally:
-        print(report.getvalue(), end="")
+    data = read_data(args.validate_data or args.data_dir, clean=args.clean_annotations)
+    with contextlib.redirect_stdout(io.StringIO()) as report:
+        describe_data(data)
+    print(report.getvalue(), end="")
     if args.validate_data:
         usable, count = len(alignable(data, args.temporal_stride)), len(data.splits["train"])
         known = any(g in data.vocabulary for s in data.splits["dev"] for g in s.glosses)

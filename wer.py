@@ -236,38 +236,33 @@ def constant_answer(references):
     total = max(1, sum(map(len, references)))
     return (1 - gain / total, gloss) if gain > 0 else (1.0, "")
 
-def diagnosis(train_wer, dev, constant, blank_share, unknown=0.0, frozen=0.0, new_signers=0):
-    """Lines that say what the errors suggest and which flags to try, by the rules below.
+def diagnosis(train_wer, dev, constant, blank_share, unknown, frozen, new_signers):
+    """Lines that say what the errors suggest, and which flags to try, by the rules below.
 
     train_wer: of train sentences as they are, None where not known; dev: WordErrors; constant: the
-    WER of constant_answer. blank_share: of dev's frames. unknown: share of dev's glosses that are
-    not in train. frozen: share of the parameters. new_signers: signers of dev who are not in train.
+    WER of constant_answer. blank_share: of dev's frames; unknown: of dev's glosses, not in train;
+    frozen: of the parameters. new_signers: number of dev's signers who are not in train.
     """
-    lines, glosses = [], max(1, dev.reference_glosses)
-    deletions, insertions = dev.deletions / glosses, dev.insertions / glosses
-    if train_wer is not None and train_wer > 0.9 * constant:
-        lines.append(f"not learning: train WER {train_wer:.1%}, the best constant answer has "
-                     f"{constant:.1%}: more --epochs, another --learning_rate, fewer frozen layers "
-                     f"({frozen:.0%} of the parameters are); --overfit 8 tests the features")
-    elif train_wer is not None and dev.wer > 2 * train_wer + 0.05:
-        lines.append(f"overfitting: train WER {train_wer:.1%}, dev WER {dev.wer:.1%}: more data, "
-                     f"--pretrained_weights, a higher --dropout or --weight_decay")
-    elif dev.wer > 0.9 * constant:
-        lines.append(f"dev WER {dev.wer:.1%} is near the best constant answer's, {constant:.1%}")
-    if blank_share > 0.95:
-        lines.append(f"only blanks ({blank_share:.0%} of the frames): usual in the first epochs; "
-                     f"later a smaller --temporal_stride or more --epochs")
-    elif max(deletions, insertions) > 2 * min(deletions, insertions) + 0.05:
-        more, fewer = sorted((("deletions", deletions), ("insertions", insertions)),
-                             key=lambda pair: -pair[1])
-        stride = "smaller" if more[0] == "deletions" else "larger"
-        lines.append(f"{more[0]} prevail ({more[1]:.1%} of the glosses, {fewer[0]} {fewer[1]:.1%}):"
-                     f" a {stride} --temporal_stride, --beam_width 10 with --lm_weight")
-    if unknown:
-        lines.append(f"{unknown:.1%} of dev's glosses are not in train and stay errors")
-    if new_signers:
-        lines.append(f"{new_signers} signers of dev are not in train: expect more errors on them")
-    return [f"  {line}" for line in lines or ["nothing conspicuous"]]
+    counts = {"deletions": dev.deletions, "insertions": dev.insertions}
+    fewer, more = sorted(counts, key=counts.get)
+    low, high = (counts[name] / max(1, dev.reference_glosses) for name in (fewer, more))
+    known, train_wer = train_wer is not None, train_wer or 0.0
+    rules = (
+        (known and train_wer > 0.9 * constant,
+         f"not learning: train WER {train_wer:.1%}, best constant answer {constant:.1%}: more "
+         f"--epochs, another --learning_rate, fewer frozen layers ({frozen:.0%} of the parameters "
+         f"are); --overfit 8 tests the features"),
+        (known and train_wer < 0.9 * constant and dev.wer > 2 * train_wer + 0.05,
+         f"overfitting: train WER {train_wer:.1%}, dev WER {dev.wer:.1%}: more data, a higher "
+         f"--dropout or --weight_decay, --pretrained_weights"),
+        (blank_share > 0.95, f"only blanks, {blank_share:.0%} of the frames: usual in the first "
+                             f"epochs; later a smaller --temporal_stride or more --epochs"),
+        (blank_share <= 0.95 and high > 2 * low + 0.05,
+         f"{more} prevail, {high:.1%} of the glosses, {fewer} {low:.1%}: --beam_width 10 with "
+         f"--lm_weight, a {'smaller' if more == 'deletions' else 'larger'} --temporal_stride"),
+        (unknown, f"{unknown:.1%} of the reference glosses are not in train and stay errors"),
+        (new_signers, f"{new_signers} signers are not in train: expect more errors on them"))
+    return [text for applies, text in rules if applies] or ["nothing conspicuous"]
 
 # ---------------------------------------------------------------- Phoenix-2014's clean-up
 # The official evaluation's rules in its order: pattern, replacement. Those with spaces are for
@@ -388,81 +383,77 @@ def pair(reference, hypothesis):
             [name for name in ref if name not in hyp])
 
 # ---------------------------------------------------------------- pictures
+COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#b35900", "#8c564b")
+
 def chart(panels, ticks, axis, bands=()):
     """SVG of line charts one below the other, over the x values from ticks[0] to ticks[-1].
 
-    panels: [(title, highest y, [(colour, name, [(x, y), ...])])]; a name stands at its line's
-    highest point. ticks: x values to print. axis: text below. bands: x where each shading begins.
+    panels: [(title, [(colour, name, [(x, y), ...])])]; a name stands at its line's highest point.
+    ticks: x values to print. axis: text below. bands: x where each shading begins.
     """
-    left, width, height = 60, 760, 180  # of a panel, in pixels
-    total = len(panels) * (height + 60) + 60
-    x = lambda value: f"{left + width * (value - ticks[0]) / max(1, ticks[-1] - ticks[0]):.1f}"
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" height="{total}" '
-           f'font-family="sans-serif" font-size="12"><path d="M0 0h999v9999h-999z" fill="white"/>']
+    width, height, out = 760, 180, []  # of a panel, in pixels
+    x = lambda value: 60 + width * (value - ticks[0]) / max(1, ticks[-1] - ticks[0])
     text = lambda x, y, words, style="": out.append(
-        f'<text x="{x}" y="{y}" {style}>{html.escape(str(words))}</text>')
-    for number, (title, highest, lines) in enumerate(panels):
-        top = 50 + number * (height + 60)
-        y = lambda value: f"{top + height * (1 - value / highest):.1f}"
-        text(left, top - 24, title, 'font-weight="bold"')
+        f'<text x="{x:.1f}" y="{y:.1f}" {style}>{html.escape(str(words))}</text>')
+    path = lambda points, style: out.append('<polyline points="' + " ".join(
+        f"{x(a):.1f},{y(b):.1f}" for a, b in points) + f'" {style}/>')
+    for top, (title, lines) in zip(range(50, 9999, height + 60), panels):
+        high = math.ceil(max((b for _, _, points in lines for _, b in points), default=1)) or 1
+        y = lambda value: top + height * (1 - value / high)
+        text(60, top - 24, title, 'font-weight="bold"')
         for k, start in enumerate(bands):
-            out.append(f'<path d="M{x(start)} {top}H{x(ticks[-1])}v{height}H{x(start)}z" '
-                       f'fill="{("#f6f6f6", "#e4ebf5")[k % 2]}"/>')
-            text(x(start), top + 14, f"stage {k}", 'dx="4" fill="#666"')
-        for value in (highest * k / 4 for k in range(5)):
-            out.append(f'<path d="M{left} {y(value)}h{width}" stroke="#ccc"/>')
-            text(left, y(value), f"{value:g}", 'dx="-6" dy="4" text-anchor="end"')
+            out.append(f'<rect x="{x(start):.1f}" y="{top}" width="{x(ticks[-1]) - x(start):.1f}" '
+                       f'height="{height}" fill="{("#f6f6f6", "#e4ebf5")[k % 2]}"/>')
+            text(x(start) + 4, top + 14, f"stage {k}", 'fill="#666"')
+        for value in (high * k / 4 for k in range(5)):
+            out.append(f'<path d="M60 {y(value):.1f}h{width}" stroke="#ccc"/>')
+            text(54, y(value) + 4, f"{value:g}", 'text-anchor="end"')
         for value in ticks:
             text(x(value), top + height + 16, value, 'fill="#666" text-anchor="middle"')
         for colour, name, points in lines:
-            out.append(f'<polyline points="{" ".join(f"{x(a)},{y(b)}" for a, b in points)}" '
-                       f'fill="none" stroke="{colour}" stroke-width="2"/>')
-            peak = max(points, key=lambda point: point[1], default=(0, 0))
-            text(x(peak[0]), y(peak[1]), name, f'dy="-4" fill="{colour}" text-anchor="middle"')
-    text(left, total - 16, axis)
-    return "\n".join(out) + "</svg>\n"
+            path(points, f'fill="none" stroke="{colour}" stroke-width="2"')
+            if name:
+                peak = max(points, key=lambda point: point[1])
+                text(x(peak[0]), y(peak[1]) - 4, name, f'fill="{colour}" text-anchor="middle"')
+    total = 50 + len(panels) * (height + 60)
+    text(60, total - 16, axis)
+    return (f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{total}" '
+            'font-family="sans-serif" font-size="12"><rect width="860" height="100%" fill="white"/>'
+            + "\n".join(out) + "</svg>\n")
 
 def curves_svg(history, best, starts, last, constant):
     """A run's loss (train, dev) and dev WER over the epochs as SVG, a band per stage.
 
     history: a row per epoch; best: one of them. starts: first epochs of the stages. last: the last
-    epoch. constant: the best constant answer's WER, drawn as a line.
+    epoch. constant: the WER of constant_answer, drawn as a line.
     """
-    panels = []
-    for factor, title, keys in (
-            (1, "Loss: train (blue), dev (red; CTC, nats per gloss)", ("loss", "dev_loss")),
-            (100, f"Dev WER in %, best {100 * best['wer']:.1f} at {best['epoch']}", ("wer",))):
-        lines = [(colour, "", [(row["epoch"], factor * row[key]) for row in history
-                               if row[key] is not None])
-                 for colour, key in zip(("#d62728", "#1f77b4"), reversed(keys))]
-        if factor == 100:
-            lines.append(("#888", "constant answer", [(k, 100 * constant) for k in (0, last)]))
-        highest = max((y for _, _, points in lines for _, y in points if y), default=1)
-        panels.append((title, math.ceil(highest), lines))
-    return chart(panels, (*starts, last), "epoch", starts)
+    line = lambda key, factor: [(row["epoch"], factor * row[key]) for row in history
+                                if row[key] is not None]
+    return chart([
+        ("Loss: train (blue), dev (red; CTC, nats per gloss)",
+         [(COLOURS[0], "", line("loss", 1)), (COLOURS[1], "", line("dev_loss", 1))]),
+        (f"Dev WER in %, best {100 * best['wer']:.1f} at {best['epoch']} (grey: constant answer)",
+         [("#888", "", [(k, 100 * constant) for k in (0, last)]),
+          (COLOURS[1], "", line("wer", 100))])], (*starts, last), "epoch", starts)
 
 def posteriors_svg(panels, vocabulary, stride, reference):
     """What networks believe of one sentence, as SVG: a line per class that reaches 0.2.
 
     panels: title -> log probabilities [T', V], the blank (grey) as class 0.
     """
-    colours, charts = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#b35900", "#8c564b"), []
-    for title, log_probs in panels.items():
-        probs = np.exp(log_probs)
-        charts.append((title, 1, [
-            (colours[k % 6] if k else "#aaa", vocabulary[k] if k else "",
-             [(stride * step, p) for step, p in enumerate(probs[:, k])])
-            for k in np.flatnonzero(probs.max(axis=0) >= 0.2)]))
-    ticks = [*range(0, stride * (len(probs) - 1), stride * math.ceil(len(probs) / 10)),
-             stride * (len(probs) - 1)]
+    charts = [(title, [(COLOURS[k % 6] if k else "#aaa", vocabulary[k] if k else "",
+                        [(stride * step, math.exp(frame[k])) for step, frame in enumerate(frames)])
+                       for k in np.flatnonzero(np.exp(frames).max(axis=0) >= 0.2)])
+              for title, frames in panels.items()]
+    last = stride * (len(next(iter(panels.values()))) - 1)
+    ticks = [*range(0, last, stride * math.ceil(last / stride / 10) or 1), last]
     return chart(charts, ticks, f"input frame. Reference: {' '.join(reference)}")
 
 # ---------------------------------------------------------------- program
 def print_alignments(names, references, hypotheses, scoring):
-    """Print each sentence's alignment, the most confused pairs and the WER by sentence length."""
-    confused, by_length = Counter(), defaultdict(list)
+    """Print each sentence's alignment and the most confused pairs."""
+    confused = Counter()
     for name, ref, hyp in zip(names, references, hypotheses):
-        by_length[(len(ref) + 4) // 5].append((ref, hyp))
         print(name)
         margin = lines = ("  ref ", "  hyp ", "      ")
         for r, h in align(_glosses(ref, scoring), _glosses(hyp, scoring), scoring):
@@ -478,11 +469,6 @@ def print_alignments(names, references, hypotheses, scoring):
     print("Most confused (reference -> hypothesis)")
     for (ref, hyp), times in (+confused).most_common(10):
         print(f"  {times:>5}  {ref} -> {hyp}")
-    print("Glosses per sentence  sentences  errors     WER")
-    for fives, pairs in sorted(by_length.items()):
-        errors = score(*zip(*pairs), scoring)
-        span = f"{5 * fives - 4}-{5 * fives}" if fives else "0"
-        print(f"{span:>20} {len(pairs):>10} {errors.errors:>7} {100 * errors.wer:>6.1f}%")
 
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
@@ -493,7 +479,7 @@ def main(argv=None):
     add("hypothesis", help="the recognised sentences, likewise; those missing are empty")
     add("--scoring", choices=COSTS, default="levenshtein", help="see above (default: %(default)s)")
     add("--clean", choices=("phoenix",), help="clean the hypothesis as Phoenix-2014's scripts do")
-    add("--show", action="store_true", help="print alignments, confusions, WER by sentence length")
+    add("--show", action="store_true", help="print alignments and confusions")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
     parser.error = lambda message: parser.exit(2, f"wer.py: {message}\n")  # one line, no usage
     args = parser.parse_args(argv)

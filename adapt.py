@@ -33,7 +33,7 @@ import numpy as np
 import torch
 from torch.optim.swa_utils import update_bn
 
-with contextlib.suppress(ImportError):  # Windows has no fcntl, and so no lock
+with contextlib.suppress(ImportError):  # on Windows
     import fcntl
 
 KINETICS = "i3d_kinetics400"
@@ -153,6 +153,8 @@ def lock(folder):
     """While this context lasts, or until the process ends, no other process gets the lock of this
     folder, which is made where it is missing. ValueError where another has it."""
     Path(folder).mkdir(parents=True, exist_ok=True)
+    if os.name != "posix":
+        return (yield)  # Windows has no such lock
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -413,8 +415,6 @@ def main(argv=None):
     print(f"{args.source}: {len(weights)} entries, {sum(w.numel() for w in weights.values()):,} "
           f"numbers. Adapted 3D->1D with {args.adapt_method}: {len(adapted)} convolutions, "
           f"{sum(values[name].numel() for name in adapted):,} numbers.")
-    if args.output:
-        print(f"Written to {args.output}: use it with teacher.py --pretrained_weights.")
 
 if __name__ == "__main__":
     main()

@@ -8,8 +8,7 @@ The student learns from the glosses (CTC) and from the teacher's output for ever
 al. 2015, arXiv 1503.02531, section 2). The baseline, the same student trained without the teacher,
 is trained after it, so that the gain is a number; its files lie in the folder `alone/`.
 
-Axes as in teacher.py: B sentences, T frames, T' frames after temporal_stride, D features,
-C channels, V classes with the CTC blank as class 0.
+Axes as in teacher.py: B sentences, T frames, T' after temporal_stride, D features, V classes.
 """
 
 import argparse
@@ -27,7 +26,6 @@ import adapt
 import freeze
 import teacher
 
-LAYERS = ("stem", "halvings", "blocks", "norm", "classifier")
 KERNEL = 9                        # frames that a block's convolution sees
 DILATIONS = (1, 1, 2, 2, 4, 4)    # one block each: spacing of those frames
 EXPANSION = 2                     # hidden channels of a block over its channels
@@ -188,7 +186,7 @@ def export_student(checkpoint, path):
 def train_student(args, data, teacher_model, last):
     """Train, or resume training from last, into --output_dir. Path of the best checkpoint."""
     student = teacher.make_model(Student, data, args).to(args.device)
-    schedule = freeze.UnfreezeSchedule(LAYERS, args.epochs, stages=1, freeze_until=None)
+    schedule = freeze.UnfreezeSchedule([*dict(student.named_children())], args.epochs, 1, None)
     loss = functools.partial(distillation_loss, teacher_model=teacher_model, args=args)
     with adapt.lock(args.output_dir):
         teacher.train(student, data, args, schedule, loss, last)
@@ -231,6 +229,7 @@ def distill(args, last):
         export_student(models["student"][1], args.export)
     return result
 
+@torch.inference_mode()
 def report(models, data, args):
     """Print size, speed and WER of checkpoints side by side; the same as a dict.
 
@@ -245,7 +244,9 @@ def report(models, data, args):
     timed, rows = list(loader(data.splits[split][:TIMED], args=one)), {}
     print(f"\n{'':<10}{'parameters':>12}{'file':>10}{'ms per sentence':>17}{split + ' WER':>11}")
     for name, model in loaded.items():
-        speed = milliseconds(model, timed)
+        timer = Timer("for batch in batches: model(batch.features, batch.lengths)",
+                      globals={"model": model, "batches": timed}, num_threads=1)
+        speed = 1000 * timer.timeit(PASSES).mean / len(timed)
         batches = loader(data.splits[split], args=args)
         errors = teacher.evaluate(model.to(args.device), batches, data.vocabulary).errors
         size, path = sum(p.numel() for p in model.parameters()), models[name][1]
@@ -258,13 +259,6 @@ def report(models, data, args):
         print(f"Distillation: {abs(gain):.0%} {'fewer' if gain >= 0 else 'more'} errors than the "
               f"baseline, the same student without the teacher")
     return rows
-
-@torch.inference_mode()
-def milliseconds(model, batches):
-    """Mean time per batch of PASSES passes, on one CPU thread."""
-    timer = Timer("for batch in batches: model(batch.features, batch.lengths)",
-                  globals={"model": model, "batches": batches}, num_threads=1)
-    return 1000 * timer.timeit(PASSES).mean / len(batches)
 
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""

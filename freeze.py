@@ -156,8 +156,6 @@ def main(argv=None):
         count = f"{len(schedule.trainable(start))}/{len(LAYERS)}"
         released = " ".join(schedule.releases[stage]) or "-"
         print(f"{stage:>5}  {f'{start}-{end - 1}':<9} {count:<6} {released}")
-    print(f"Parameters that a checkpoint did not fill train in every epoch. Layers, input to "
-          f"output: {' '.join(LAYERS)}")
 
 if __name__ == "__main__":
     main()

@@ -15,7 +15,6 @@ L glosses of a sentence. Epochs are counted from 0.
 import argparse
 import contextlib
 import hashlib
-import io
 import json
 import math
 import os
@@ -242,12 +241,10 @@ def frames_needed(glosses):
     return len(glosses) + sum(a == b for a, b in zip(glosses, glosses[1:]))
 
 def read_split(data_dir, split, clean=None):
-    """[Sentence] of a split; data_dir None: the built-in corpus. [] where there is no test file.
-
-    Without a dev file, dev is a tenth of the train sentences, drawn by their ids. clean="phoenix":
-    train annotations by the official rules. ValueError for missing or broken annotations; features
-    are not read yet.
-    """
+    """[Sentence] of a split; data_dir None: the built-in corpus. [] where there is no test file;
+    without a dev file dev is a tenth of the train sentences, drawn by their ids. clean="phoenix":
+    train annotations by the official rules. ValueError for broken annotations; features are not
+    read yet."""
     if not data_dir:
         return synthetic_corpus()[split]
     paths = {split: [path for folder in ("", "annotations/manual") for name in ANNOTATIONS
@@ -369,7 +366,7 @@ def describe_data(data):
         if unknown := [gloss for gloss in glosses if gloss not in known]:
             print(f"    glosses unknown to train, certain errors (WER at least "
                   f"{len(unknown) / len(glosses):.1%}): {' '.join(sorted({*unknown}))}")
-        if case := {g.casefold() for g in unknown} & {g.casefold() for g in known}:
+        if case := {*map(str.casefold, unknown)} & {*map(str.casefold, known)}:
             print(f"    differ from train's glosses only in case: {' '.join(sorted(case))}")
         constant, gloss = wer.constant_answer([sentence.glosses for sentence in sentences])
         print(f"    best constant answer: {gloss or 'none'}, WER {constant:.1%}")
@@ -566,8 +563,7 @@ class Evaluation(NamedTuple):
 
 @torch.inference_mode()
 def evaluate(model, loader, vocabulary, decode=wer.greedy_decode):
-    """Evaluation of a SentenceDataset's loader, in evaluation mode."""
-    was_training = model.training
+    """Evaluation of a SentenceDataset's loader. Leaves the model in evaluation mode."""
     model.eval()
     hypotheses, losses, frames = [], [], []
     for batch in loader:
@@ -577,7 +573,6 @@ def evaluate(model, loader, vocabulary, decode=wer.greedy_decode):
         hypotheses += decode(log_probs, lengths.numpy(), vocabulary)
         frames += [x[:n] for x, n in zip(log_probs, lengths)]
         losses += [x for x in ctc_losses(logits, lengths, batch).tolist() if math.isfinite(x)]
-    model.train(was_training)
     errors = wer.score([s.glosses for s in loader.dataset.sentences], hypotheses)
     return Evaluation(errors, sum(losses) / len(losses) if losses else None, hypotheses, frames)
 
@@ -585,11 +580,11 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
     """Train; write checkpoints, log and picture into --output_dir. Returns the best epoch's row.
     loss_function: (model, Batch) -> scalar. last: the content of the last.pth to resume from."""
     folder, sentences = Path(args.output_dir), alignable(data, args.temporal_stride)
-    dev, augmentation = data.splits["dev"], partial(augment, mean=data.mean, std=data.std,
-                                                    stride=args.temporal_stride)
+    augmentation = partial(augment, mean=data.mean, std=data.std, stride=args.temporal_stride)
+    dev = data.splits["dev"]
     if args.overfit:
-        dev, augmentation = sentences[:args.overfit], None
-        sentences = dev
+        sentences = dev = sentences[:args.overfit]
+        augmentation = None
     load = partial(make_loader, vocabulary=data.vocabulary, dim=len(data.mean), args=args)
     optimizer = torch.optim.AdamW(freeze.layer_groups(model), lr=args.learning_rate,
                                   weight_decay=args.weight_decay, fused=True)
@@ -629,18 +624,17 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
                         "learning_rate": optimizer.param_groups[0]["lr"]})
         left = int((time.monotonic() - started) / (epoch + 1 - done) * (args.epochs - 1 - epoch))
         best, note = best_epoch(history), f"  {skipped} steps not finite" if skipped else ""
-        dev_loss = math.nan if found.loss is None else found.loss
-        print(f"epoch {epoch:>3}  loss {loss:6.3f}  dev {dev_loss:6.3f}  WER {found.errors.rates()}"
-              f"  blank {found.blank_share:4.0%}  best {100 * best['wer']:6.2f}% at "
-              f"{best['epoch']:<3}  left {left // 60}:{left % 60:02d}{note}", flush=True)
+        print(f"epoch {epoch:>3}  loss {loss:6.3f}  dev {found.loss or math.nan:6.3f}  WER "
+              f"{found.errors.rates()}  blank {found.blank_share:4.0%}  best "
+              f"{100 * best['wer']:6.2f}% at {best['epoch']:<3}  left {left // 60}:{left % 60:02d}"
+              f"{note}", flush=True)
     save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
     diagnose(model, sentences, dev, data.vocabulary, args)
     return best_epoch(history)
 
 def best_epoch(history):
     """The row of the lowest dev WER; of several, that of the lowest dev loss."""
-    loss = lambda row: math.inf if row["dev_loss"] is None else row["dev_loss"]
-    return min(history, key=lambda row: (row["wer"], loss(row)))
+    return min(history, key=lambda row: (row["wer"], row["dev_loss"] or math.inf))
 
 def diagnose(model, train, dev, vocabulary, args, found=None):
     """Print what the errors suggest, from dev (found: its Evaluation, where there is one already)
@@ -648,15 +642,13 @@ def diagnose(model, train, dev, vocabulary, args, found=None):
     load = partial(make_loader, vocabulary=vocabulary, dim=len(model.feature_mean), args=args)
     found = found or evaluate(model, load(dev), vocabulary)
     some = train[::math.ceil(len(train) / DIAGNOSED) or 1]
-    parameters = [(p.numel(), p.requires_grad) for p in model.parameters()]
-    glosses = [gloss for sentence in dev for gloss in sentence.glosses]
-    known, signers = {*vocabulary}, {sentence.signer for sentence in train}
+    sizes = np.array([(p.numel(), p.numel() * p.requires_grad) for p in model.parameters()])
+    unknown = [gloss not in vocabulary for sentence in dev for gloss in sentence.glosses]
     lines = wer.diagnosis(
         evaluate(model, load(some), vocabulary).errors.wer if some else None, found.errors,
-        wer.constant_answer([sentence.glosses for sentence in dev])[0], found.blank_share,
-        unknown=sum(gloss not in known for gloss in glosses) / max(1, len(glosses)),
-        frozen=1 - sum(n for n, trains in parameters if trains) / sum(n for n, _ in parameters),
-        new_signers=len({s.signer for s in dev} - signers) if train else 0)
+        wer.constant_answer([s.glosses for s in dev])[0], found.blank_share, np.mean(unknown),
+        frozen=1 - sizes[:, 1].sum() / sizes[:, 0].sum(),
+        new_signers=len({s.signer for s in dev} - {s.signer for s in train}) if train else 0)
     print("\n  ".join(("Diagnosis:", *lines)))
 
 def save_run(folder, model, optimizer, schedule, vocabulary, header, history):
@@ -686,19 +678,12 @@ def number(kind, low, high):
     parse.__name__ = kind.__name__  # for argparse's own message
     return parse
 
-def device(text):
-    """An argparse type: cpu, cuda or cuda:N, where there is one."""
-    gpus = torch.cuda.device_count()
-    if text not in ("cpu", *(["cuda"] if gpus else []), *(f"cuda:{k}" for k in range(gpus))):
-        raise argparse.ArgumentTypeError(f"{text!r}, expected cpu, or cuda or cuda:N where torch "
-                                         f"({torch.__version__} here) finds GPUs: it finds {gpus}")
-    return text
-
 def make_parser(program, description, output_dir, learning_rate, dropout, stride):
     """(parser of the flags that teacher.py and distill.py share, its either-or group)."""
     parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{program}: {message} (see --help)\n")
+    parser.error = lambda message: parser.exit(
+        2, f"{program}: {message} (see --help; torch {torch.__version__}, {len(gpus)} GPUs)\n")
     count, rate, add = number(int, 1, 10 ** 6), number(float, 0, 1000), parser.add_argument
     for name, kind, default, text in (
             ("data_dir", os.path.abspath, None, "corpus; none: a checkpoint's own, else built-in"),
@@ -710,15 +695,15 @@ def make_parser(program, description, output_dir, learning_rate, dropout, stride
             ("dropout", number(float, 0, 0.99), dropout, "share dropped before the last layers"),
             ("seed", number(int, 0, 2 ** 63 - 1), 0, "of all that is drawn"),
             ("num_workers", number(int, 0, 1000), 0, "processes that read data ahead"),
+            ("overfit", count, None, "train on so many sentences, not augmented, and score these"),
+            ("ctm", str, None, "file for the hypotheses of --evaluate, for wer.py or sclite"),
             ("beam_width", count, 1, "prefixes that --evaluate and --predict keep; 1: greedy"),
             ("lm_weight", rate, 0.0, "of a bigram model of the train annotations in beam search")):
         add(f"--{name}", type=kind, default=default, help=text)
-    add("--device", type=device, default="cuda" if torch.cuda.is_available() else "cpu",
-        help="cpu, cuda or cuda:N")
+    gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
+    devices = ["cuda", *gpus, "cpu"] if gpus else ["cpu"]
+    add("--device", choices=devices, default=devices[0], help="to run on")
     add("--clean_annotations", choices=("phoenix",), help="clean train annotations by its rules")
-    add("--overfit", type=count, metavar="N", help="train on N sentences without augmentation and "
-        "score these: a first test of new features")
-    add("--ctm", metavar="FILE", help="write the hypotheses of --evaluate for wer.py or sclite")
     add("--temporal_stride", type=int, choices=STRIDES, default=stride, help="frames per output")
     add("--split", choices=SPLITS, default="dev", help="what --evaluate scores")
     add("--picture", nargs=2, metavar=("ID", "SVG"), help="draw what --evaluate's checkpoint "
@@ -762,8 +747,8 @@ def resume_flags(parser, argv, folder, model_class):
     args = parser.parse_args(argv, argparse.Namespace(**saved))  # saved flags instead of defaults
     for name in saved.keys() - {"data_dir", "device", "num_workers", "teacher_checkpoint"}:
         if getattr(args, name) != saved[name]:
-            raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}"
-                             f" (--pretrained_weights {path} starts a new run from it)")
+            raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}; "
+                             f"a new run can start from it by --pretrained_weights")
     print(f"Resuming {path} after epoch {last['epoch']}")
     return args, last
 
@@ -801,17 +786,16 @@ def run_checkpoint(args, model_class):
                                  for s, hypothesis in zip(sentences, hypotheses)
                                  for k, gloss in enumerate(hypothesis or (wer.EMPTY,))), args.ctm)
     train = []
-    with contextlib.suppress(ValueError):  # it is not needed, so it need not be there
+    with contextlib.suppress(ValueError):  # it need not be there
         train = read_split(data_dir, "train")
     diagnose(model, train, sentences, vocabulary, args, found)
     if args.picture:
-        name, file = args.picture
-        panels = {f"{path}, {s.id}": x for s, x in zip(sentences, found.log_probs) if s.id == name}
-        if not panels:
+        (name, file), names = args.picture, [sentence.id for sentence in sentences]
+        if name not in names:
             raise ValueError(f"--picture {name}: no such sentence in {args.split}")
-        reference = next(s.glosses for s in sentences if s.id == name)
-        adapt.write_text(wer.posteriors_svg(panels, vocabulary, model.temporal_stride, reference),
-                         file)
+        panels = {f"{path}, {name}": found.log_probs[names.index(name)]}
+        adapt.write_text(wer.posteriors_svg(panels, vocabulary, model.temporal_stride,
+                                            sentences[names.index(name)].glosses), file)
     return {**result, "split": args.split, "wer": errors.wer, "ser": errors.ser, **asdict(errors)}
 
 def make_model(model_class, data, args):
@@ -852,16 +836,14 @@ def run_teacher(args, last):
                             unfreeze_by=args.unfreeze_by)
     make_schedule()  # flags that do not go together are refused before anything is read
     data = read_data(args.validate_data or args.data_dir, clean=args.clean_annotations)
-    with contextlib.redirect_stdout(io.StringIO()) as report:
-        describe_data(data)
-    print(report.getvalue(), end="")
+    describe_data(data)
     if args.validate_data:
         usable, count = len(alignable(data, args.temporal_stride)), len(data.splits["train"])
         known = any(g in data.vocabulary for s in data.splits["dev"] for g in s.glosses)
         if 2 * usable < count or not known:
             raise OSError(f"{data.name}: {usable} of {count} train sentences can be aligned, train "
                           f"has {'' if known else 'no'} glosses of dev: expected half, and some")
-        return {"data_dir": data.name, "usable": usable, "report": report.getvalue().splitlines()}
+        return {"data_dir": data.name, "usable": usable}
     model = make_model(I3DTeacher, data, args)
     fresh = last["always_trainable"] if last else load_weights(model, data, args)
     schedule = make_schedule(always_trainable=fresh)

@@ -44,7 +44,6 @@ FORMATS = {".stm": (re.compile(rf"(\S+) \S+ \S+ ({TIME}) {TIME}(?: <\S*>)?((?: \
                     "id channel start duration GLOSS [confidence]")}
 MARKUP = re.compile("[{}();]|^@$|^IGNORE_TIME_SEGMENT_IN_SCORING$")
 EMPTY = "[EMPTY]"  # Phoenix-2014's hypothesis without glosses: one substitution, no deletion
-LINE_WIDTH = 100  # characters, of printed alignments
 
 # ---------------------------------------------------------------- decoding
 def greedy_decode(log_probs, lengths, vocabulary):
@@ -237,11 +236,10 @@ def constant_answer(references):
     return (1 - gain / total, gloss) if gain > 0 else (1.0, "")
 
 def diagnosis(train_wer, dev, constant, blank_share, unknown, frozen, new_signers):
-    """Lines that say what the errors suggest, and which flags to try, by the rules below.
+    """Lines that say what the errors (dev: WordErrors) suggest and which flags to try.
 
-    train_wer: of train sentences as they are, None where not known; dev: WordErrors; constant: the
-    WER of constant_answer. blank_share: of dev's frames; unknown: of dev's glosses, not in train;
-    frozen: of the parameters. new_signers: number of dev's signers who are not in train.
+    train_wer: without augmentation, None where not known. constant: WER of constant_answer. Shares:
+    blank_share of dev's frames; unknown of dev's glosses, not in train; frozen of the parameters.
     """
     counts = {"deletions": dev.deletions, "insertions": dev.insertions}
     fewer, more = sorted(counts, key=counts.get)
@@ -395,8 +393,6 @@ def chart(panels, ticks, axis, bands=()):
     x = lambda value: 60 + width * (value - ticks[0]) / max(1, ticks[-1] - ticks[0])
     text = lambda x, y, words, style="": out.append(
         f'<text x="{x:.1f}" y="{y:.1f}" {style}>{html.escape(str(words))}</text>')
-    path = lambda points, style: out.append('<polyline points="' + " ".join(
-        f"{x(a):.1f},{y(b):.1f}" for a, b in points) + f'" {style}/>')
     for top, (title, lines) in zip(range(50, 9999, height + 60), panels):
         high = math.ceil(max((b for _, _, points in lines for _, b in points), default=1)) or 1
         y = lambda value: top + height * (1 - value / high)
@@ -411,10 +407,10 @@ def chart(panels, ticks, axis, bands=()):
         for value in ticks:
             text(x(value), top + height + 16, value, 'fill="#666" text-anchor="middle"')
         for colour, name, points in lines:
-            path(points, f'fill="none" stroke="{colour}" stroke-width="2"')
-            if name:
-                peak = max(points, key=lambda point: point[1])
-                text(x(peak[0]), y(peak[1]) - 4, name, f'fill="{colour}" text-anchor="middle"')
+            out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="'
+                       + " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points) + '"/>')
+            a, b = max(points, key=lambda point: point[1], default=(0, 0))
+            text(x(a), y(b) - 4, name, f'fill="{colour}" text-anchor="middle"')
     total = 50 + len(panels) * (height + 60)
     text(60, total - 16, axis)
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{total}" '
@@ -422,11 +418,8 @@ def chart(panels, ticks, axis, bands=()):
             + "\n".join(out) + "</svg>\n")
 
 def curves_svg(history, best, starts, last, constant):
-    """A run's loss (train, dev) and dev WER over the epochs as SVG, a band per stage.
-
-    history: a row per epoch; best: one of them. starts: first epochs of the stages. last: the last
-    epoch. constant: the WER of constant_answer, drawn as a line.
-    """
+    """A run's loss and dev WER over the epochs (history: a row each, best: one of them) as SVG.
+    starts: first epochs of the stages; last: the last epoch; constant: WER of constant_answer."""
     line = lambda key, factor: [(row["epoch"], factor * row[key]) for row in history
                                 if row[key] is not None]
     return chart([
@@ -437,10 +430,8 @@ def curves_svg(history, best, starts, last, constant):
           (COLOURS[1], "", line("wer", 100))])], (*starts, last), "epoch", starts)
 
 def posteriors_svg(panels, vocabulary, stride, reference):
-    """What networks believe of one sentence, as SVG: a line per class that reaches 0.2.
-
-    panels: title -> log probabilities [T', V], the blank (grey) as class 0.
-    """
+    """What networks believe of one sentence, as SVG: a line per class that reaches 0.2 in a frame,
+    grey for the blank. panels: title -> log probabilities [T', V]."""
     charts = [(title, [(COLOURS[k % 6] if k else "#aaa", vocabulary[k] if k else "",
                         [(stride * step, math.exp(frame[k])) for step, frame in enumerate(frames)])
                        for k in np.flatnonzero(np.exp(frames).max(axis=0) >= 0.2)])
@@ -461,7 +452,7 @@ def print_alignments(names, references, hypotheses, scoring):
             confused[r, h] += mark == "S"
             cells = (r or "*", h or "*", mark)
             width = max(map(len, cells))
-            if len(lines[0]) + width >= LINE_WIDTH and lines is not margin:
+            if len(lines[0]) + width >= 100 and lines is not margin:
                 print(*(line.rstrip() for line in lines), sep="\n")
                 lines = margin
             lines = [f"{line} {cell:<{width}}" for line, cell in zip(lines, cells)]

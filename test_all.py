@@ -232,16 +232,14 @@ class WordErrorRate(FolderTestCase):
         self.assertEqual((astuple(errors)[:4], errors.wer, errors.ser), ((3, 1, 1, 0), 2 / 5, 1))
 
     def test_constant_answer_is_the_best_of_all(self):
-        for references in (["A B A", "B C", "B"], ["A", ""], ["A B C D"], ["", "A", ""], [""]):
+        for references in (["A B A", "B C", "B"], ["A", ""], ["A B C D"], ["", "A", ""]):
             answers = ["", *{*" ".join(references).split()}]
             best = min(wer.score(references, [answer] * len(references)).errors
                        for answer in answers)
             found, gloss = wer.constant_answer([ref.split() for ref in references])
-            total = max(1, len(" ".join(references).split()))
-            self.assertEqual(found, max(best, 1 if not "".join(references) else 0) / total)
-            if "".join(references):
-                errors = wer.score(references, [gloss] * len(references)).errors
-                self.assertEqual(errors, best)
+            total = len(" ".join(references).split())
+            self.assertEqual(found, best / total)
+            self.assertEqual(wer.score(references, [gloss] * len(references)).errors, best)
 
     def test_diagnosis_follows_its_rules(self):
         counts = lambda hits, s, d, i: wer.WordErrors(hits, s, d, i, 9, 9)
@@ -254,10 +252,9 @@ class WordErrorRate(FolderTestCase):
                 ("12.5% of the reference", 0.1, counts(90, 4, 3, 3), 0.5, {"unknown": 1 / 8}),
                 ("2 signers", 0.1, counts(90, 4, 3, 3), 0.5, {"new_signers": 2}),
                 ("nothing conspicuous", 0.1, counts(90, 4, 3, 3), 0.5, {})):
-            lines = wer.diagnosis(train, dev, 0.95, blank, **{"unknown": 0, "frozen": 0.25,
-                                                              "new_signers": 0, **more})
-            self.assertEqual(len(lines), 1, lines)
-            self.assertRegex(lines[0], f"^{words}")
+            shares = {"unknown": 0, "frozen": 0.25, "new_signers": 0, **more}
+            (line,) = wer.diagnosis(train, dev, 0.95, blank, **shares)
+            self.assertRegex(line, f"^{words}")
 
     def test_wer_is_never_capped(self):
         self.assertEqual(wer.score(["A"], ["A B C D"]).wer, 3.0)
@@ -1190,9 +1187,8 @@ class Teacher(FolderTestCase):
         np.save(folder / "features/train/left-over.npy", np.ones((9, 16)))
         with contextlib.redirect_stdout(io.StringIO()) as out:
             data = teacher.read_data(str(folder))
-        parts = [{s.id for s in data.splits[split]} for split in ("train", "dev")]
-        self.assertEqual((parts[0] | parts[1], len(parts[1])), (everything, 3))
-        self.assertFalse(parts[0] & parts[1])
+        train, dev = ([s.id for s in data.splits[split]] for split in ("train", "dev"))
+        self.assertEqual((sorted(train + dev), len(dev)), (sorted(everything), 3))
         self.assertRegex(out.getvalue(), "no dev file, 3 of the train.*\n(.*\n)*.*train: 1 files "
                                          "without an annotation: left-over.npy")
 
@@ -1715,6 +1711,16 @@ class Distillation(FolderTestCase):
                 pair = torch.randn(len(lengths), max(lengths), 5), torch.tensor(lengths)
                 torch.testing.assert_close(exported(*pair), student(*pair), rtol=0, atol=1e-5)
 
+    def test_readme_results_are_the_records(self):
+        records = [json.loads(line) for line in (HERE / ".lab/results.jsonl").open()]
+        table = re.findall(r"^\| (\w+): (.*?) \| (.*?) \|", (HERE / "README.md").read_text(), re.M)
+        self.assertGreater(len(table), 3)
+        for network, strategy, cell in table:
+            found = [100 * row["test"] for row in records if row.get("network") == network and
+                     (row["corpus"], row["strategy"], row["flags"]) == ("built-in", strategy, [])]
+            spread = f" ± {np.std(found, ddof=1):.1f}" if len(found) > 1 else ""
+            self.assertEqual(cell, f"{np.mean(found):.1f}{spread} ({len(found)})")
+
     def test_readme_code_runs(self):
         alone, library = re.findall(r"```python\n(.*?)```", (HERE / "README.md").read_text(), re.S)
         folder, _ = self.distill("--no_baseline", "--export", self.folder / "student.pt2")
@@ -1763,13 +1769,6 @@ class Distillation(FolderTestCase):
         self.assertEqual(result["student"]["dev_wer"], scored["wer"])
         found = self.json(distill.main, "--predict", file, "--output_dir", folder)
         self.assertEqual(found["hypotheses"], {file: scored["hypotheses"]["dev-0001"]})
-        model, _ = adapt.load_model(best, distill.Student)
-        pair = torch.randn(1, 33, 16), torch.tensor([33])
-        torch.save((pair, model(*pair)), self.folder / "expected")
-        code = ("import torch; pair, expected = torch.load('expected'); torch.testing.assert_close("
-                "torch.export.load('student.pt2').module()(*pair), expected, rtol=0, atol=1e-5)")
-        # As on a machine without this project: python -I finds none of its modules.
-        subprocess.run([sys.executable, "-I", "-c", code], cwd=self.folder, check=True)
 
     def test_cli_errors_are_one_line(self):
         folder, _ = self.distill("--no_baseline")

@@ -4,9 +4,9 @@
     $ python .lab/pictures.py --teacher checkpoints/teacher/best_i3d.pth \\
           --student checkpoints/student/best_student.pth --sentence test-0003
 
-strategies.svg: WER per strategy, a dot per seed and a line at the mean. epochs.svg: dev WER over the
-epochs, mean over seeds, with the stages of progressive unfreezing. sizes.svg: WER against the number
-of parameters. transfer.svg: WER against the number of train sentences. posteriors.svg: what teacher
+strategies.svg: WER per strategy, a dot per seed and a line at the mean. epochs.svg: dev WER over
+the epochs, mean over seeds, with the stages of progressive unfreezing. sizes.svg: WER and number of
+parameters. transfer.svg: WER against the number of train sentences. posteriors.svg: what teacher
 and student believe of one sentence of the built-in corpus.
 """
 
@@ -24,7 +24,8 @@ import freeze  # noqa: E402
 import teacher  # noqa: E402
 import wer  # noqa: E402
 
-PARAMETERS = {"teacher": 6_023_669, "student": 435_029, "baseline": 435_029}  # of the built-in corpus
+# On the built-in corpus; the teacher's without the second head, which serves training alone.
+PARAMETERS = {"teacher": 6_023_669, "student": 435_029, "baseline": 435_029}
 
 
 def write(name, svg):
@@ -48,12 +49,12 @@ def dots(title, rows, highest, axis):
            f'<rect width="100%" height="100%" fill="white"/>'
            f'<text x="20" y="24" font-weight="bold">{html.escape(title)}</text>']
     for tick in (highest * k / 5 for k in range(6)):
-        out.append(f'<path d="M{x(tick):.1f} 40V{height - 10}" stroke="#ddd"/><text x="{x(tick):.1f}" '
-                   f'y="{height + 8}" fill="#666" text-anchor="middle">{tick:g}</text>')
+        out.append(f'<path d="M{x(tick):.1f} 40V{height - 10}" stroke="#ddd"/><text fill="#666" '
+                   f'x="{x(tick):.1f}" y="{height + 8}" text-anchor="middle">{tick:g}</text>')
     for k, (label, values) in enumerate(rows):
         y, mean = 60 + step * k, statistics.mean(values)
-        out.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">{html.escape(label)}</text>'
-                   f'<path d="M{x(mean):.1f} {y - 10}v20" stroke="#d62728" stroke-width="2"/>')
+        out.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">'
+                   f'{html.escape(label)}</text><path d="M{x(mean):.1f} {y - 10}v20" stroke="#d62728" stroke-width="2"/>')
         out += [f'<circle cx="{x(value):.1f}" cy="{y}" r="4" fill="#1f77b4" fill-opacity="0.6"/>'
                 for value in values]
     return "\n".join(out) + f'<text x="{left}" y="{height + 28}">{html.escape(axis)}</text></svg>\n'
@@ -75,10 +76,10 @@ def epochs():
         if curves := [row["curve"] for row in built_in(strategy=name, network="teacher")]:
             lines.append((colour, "", [(k, 100 * statistics.mean(some))
                                        for k, some in enumerate(zip(*curves))]))
-    schedule = freeze.UnfreezeSchedule(freeze.LAYERS, freeze.EPOCHS, unfreeze_by=0.3)
+    starts = freeze.UnfreezeSchedule(freeze.LAYERS, freeze.EPOCHS, unfreeze_by=0.3).starts
     title = "Dev WER in %, mean over seeds: full (blue), progressive by 0.3 (red), equal (green)"
-    write("epochs.svg", wer.chart([(title, lines)], (*schedule.starts, freeze.EPOCHS - 1),
-                                  "epoch; stages of progressive unfreezing by 0.3", schedule.starts))
+    write("epochs.svg", wer.chart([(title, lines)], (*starts, freeze.EPOCHS - 1),
+                                  "epoch; stages of progressive unfreezing by 0.3", starts))
 
 
 def sizes():
@@ -101,8 +102,8 @@ def transfer():
               [(count, statistics.mean(some)) for count, some in sorted(by_count.items())])
              for k, ((strategy, weights), by_count) in enumerate(sorted(points.items()))]
     if lines:
-        write("transfer.svg", wer.chart([("wlasl25b: WER in %, last epoch, mean over seeds", lines)],
-                                        (25, 50, 100), "train sentences"))
+        title = "wlasl25b: WER in %, last epoch, mean over seeds"
+        write("transfer.svg", wer.chart([(title, lines)], (25, 50, 100), "train sentences"))
 
 
 def posteriors(args):

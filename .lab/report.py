@@ -4,7 +4,7 @@
     $ python .lab/report.py --check   # exit status 1 where a table is not what the records say
 
 A mark is <!-- KIND: ARGUMENTS --> before a table and <!-- end --> behind it. Kinds: `folds: NAME;
-BASELINE; ...` (crossvalidate.py), `corpus: NAME` (strategies.py), `results` (README's table).
+BASELINE; ...` (crossvalidate.py), `corpus: NAME` (strategies.py), `results` (README).
 """
 
 import re
@@ -14,7 +14,7 @@ import crossvalidate
 import lab
 import strategies
 
-RESULTS = (  # README's rows: label, record of the built-in corpus (strategy, network), setting of the folds
+RESULTS = (  # README's rows: network, strategy; settings of the folds of boston104 and of wlasl
 )
 
 
@@ -22,13 +22,12 @@ def results(_):
     """README's results table: built-in corpus over seeds, folds of the two real corpora."""
     lines = ["| | built-in, test | RWTH-BOSTON-104, 7 folds | WLASL landmarks, 4 folds |",
              "|---|---|---|---|"]
-    for label, (strategy, network), boston104, wlasl in RESULTS:
-        rows = [r for r in lab.recorded(corpus="built-in", strategy=strategy, network=network)
-                if not r["flags"]]
-        cells = [[r["test"] for r in rows]]
-        cells += [[r["wer"] for r in lab.recorded(folds=folds, setting=setting)]
+    for network, strategy, boston104, wlasl in RESULTS:
+        cells = [[row["test"] for row in lab.recorded(corpus="built-in", strategy=strategy,
+                                                      network=network, flags=[])]]
+        cells += [[row["wer"] for row in lab.recorded(folds=folds, setting=setting)]
                   for folds, setting in (("boston104", boston104), ("wlasl", wlasl))]
-        lines.append(f"| {label} | " + " | ".join(
+        lines.append(f"| {network}: {strategy} | " + " | ".join(
             f"{lab.spread(some)} ({len(some)})" if some else "-" for some in cells) + " |")
     return lines
 

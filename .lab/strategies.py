@@ -79,7 +79,7 @@ def run(args, strategy, seed):
                         "dev_best": min(curve), "dev_last": curve[-1],
                         "test": found.get("test_wer"), "seconds": round(time.monotonic() - started),
                         "curve": [round(wer, 4) for wer in curve]})
-            print(f"{key}, {network}: dev {curve[-1]:.3f}, test {found.get('test_wer')}", flush=True)
+            print(f"{key}, {network}: {curve[-1]:.3f}, test {found.get('test_wer')}", flush=True)
 
 
 def table(corpus):

@@ -150,8 +150,8 @@ def write_file(path, write):
 
 @contextlib.contextmanager
 def lock(folder):
-    """While this context lasts, or until the process ends, no other process gets the lock of this
-    folder, which is made where it is missing. ValueError where another has it."""
+    """While this context lasts, or until the process and its workers end, no other process gets the
+    lock of this folder, which is made where it is missing. ValueError where another has it."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     if os.name != "posix":
         return (yield)  # Windows has no such lock
@@ -159,8 +159,8 @@ def lock(folder):
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
-        raise ValueError(f"{folder}: another training writes there, expected a folder of its own"
-                         ) from error
+        raise ValueError(f"{folder}: another training writes there (after a kill its workers, for "
+                         f"some seconds), expected a folder of its own") from error
     else:
         yield
     finally:
@@ -318,11 +318,8 @@ def adapt_weights(weights, method=METHOD):
 # ---------------------------------------------------------------- into the model
 @dataclass
 class LoadReport:
-    """What became of every entry of a checkpoint, and what the model still lacks.
-
-    loaded + adapted + skipped are all entries of the file. skipped: name -> reason. fresh: the
-    model's parameters and statistics that nothing filled.
-    """
+    """What became of every entry of a checkpoint (loaded, adapted, or skipped: name -> reason), and
+    the model's parameters and statistics that nothing filled (fresh)."""
 
     source: str
     method: str
@@ -398,8 +395,7 @@ def main(argv=None):
         "adapt.py", description="Adapt a 3D I3D checkpoint to 1D and report.", allow_abbrev=False,
         formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.add_argument("source", help=f"checkpoint file or {KINETICS}")
-    parser.add_argument("--adapt_method", choices=METHODS, default=METHOD,
-                        help="how 3D kernels become 1D")
+    parser.add_argument("--adapt_method", choices=METHODS, default=METHOD, help="3D -> 1D")
     parser.add_argument("--output", metavar="FILE", help="write the adapted weights")
     parser.error = lambda message: parser.exit(2, f"adapt.py: {message}\n")
     args = parser.parse_args(argv)

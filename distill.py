@@ -166,9 +166,8 @@ class AnyLength(nn.Module):
 
 def export_student(checkpoint, path):
     """Write torch.export's program of a best_student.pth: (features [B, T, D] float32, raw, lengths
-    [B] int64) of any B and T -> what Student.forward returns.
-    `torch.export.load(path).module()(features, lengths)` runs it without this project. The file
-    carries student.json: vocabulary, feature_dim, temporal_stride (extra_files of torch.export)."""
+    [B] int64) of any B and T -> what Student.forward returns. It runs without this project, see
+    README, and carries student.json: vocabulary, feature_dim, temporal_stride."""
     model, content = adapt.load_model(checkpoint, Student)
     about = {"vocabulary": content["vocabulary"], "feature_dim": len(model.feature_mean),
              "temporal_stride": model.temporal_stride}
@@ -188,8 +187,7 @@ def train_student(args, data, teacher_model, last):
     student = teacher.make_model(Student, data, args).to(args.device)
     schedule = freeze.UnfreezeSchedule([*dict(student.named_children())], args.epochs, 1, None)
     loss = functools.partial(distillation_loss, teacher_model=teacher_model, args=args)
-    with adapt.lock(args.output_dir):
-        teacher.train(student, data, args, schedule, loss, last)
+    teacher.train(student, data, args, schedule, loss, last)
     return Path(args.output_dir, teacher.BEST["student"])
 
 def distill(args, last):
@@ -204,29 +202,28 @@ def distill(args, last):
     teacher_model, checkpoint = adapt.load_model(source, teacher.I3DTeacher)
     if source.resolve().parent in (folder.resolve(), folder.resolve() / "alone"):
         raise ValueError(f"--output_dir {folder}: {source.name} is there, expected another folder")
-    if args.temporal_stride not in (None, teacher_model.temporal_stride):
-        raise ValueError(f"--temporal_stride {args.temporal_stride}: {source} was trained with "
-                         f"{teacher_model.temporal_stride}, so that their frames would not line up")
-    args.temporal_stride = teacher_model.temporal_stride
+    args.temporal_stride = teacher_model.temporal_stride  # so that their frames line up
     args.data_dir = args.data_dir or checkpoint["config"]["data_dir"]
+    args.clean_annotations = checkpoint["config"].get("clean_annotations")
     data = teacher.read_data(args.data_dir, checkpoint["vocabulary"],
-                             len(teacher_model.feature_mean),
-                             checkpoint["config"].get("clean_annotations"))
+                             len(teacher_model.feature_mean), args.clean_annotations)
     teacher.describe_data(data)
     teacher_model.to(args.device)
-    if not last:  # or --resume might take it for this run's
-        adapt.move_aside(folder / "alone", teacher.RUN_FILES)
-    models = {"teacher": (teacher.I3DTeacher, source),
-              "student": (Student, train_student(args, data, teacher_model, last))}
-    if args.alpha and not args.no_baseline:
-        print("The baseline: the same student without the teacher")
-        alone = argparse.Namespace(**{**vars(args), "alpha": 0.0, "output_dir": f"{folder}/alone"})
-        path = folder / "alone/last.pth"
-        last = adapt.load_model(path, Student)[1] if last and path.exists() else None
-        models["baseline"] = Student, train_student(alone, data, None, last)
-    result = report(models, data, args)
-    if args.export:
-        export_student(models["student"][1], args.export)
+    with adapt.lock(folder):
+        if not last:  # or --resume might take it for this run's
+            adapt.move_aside(folder / "alone", teacher.RUN_FILES)
+        models = {"teacher": (teacher.I3DTeacher, source),
+                  "student": (Student, train_student(args, data, teacher_model, last))}
+        if args.alpha and not args.no_baseline:
+            print("The baseline: the same student without the teacher")
+            alone = {**vars(args), "alpha": 0.0, "output_dir": f"{folder}/alone"}
+            path = folder / "alone/last.pth"
+            last = adapt.load_model(path, Student)[1] if last and path.exists() else None
+            models["baseline"] = Student, train_student(argparse.Namespace(**alone), data, None,
+                                                        last)
+        result = report(models, data, args)
+        if args.export:
+            export_student(models["student"][1], args.export)
     return result
 
 @torch.inference_mode()
@@ -249,7 +246,8 @@ def report(models, data, args):
         speed = 1000 * timer.timeit(PASSES).mean / len(timed)
         batches = loader(data.splits[split], args=args)
         errors = teacher.evaluate(model.to(args.device), batches, data.vocabulary).errors
-        size, path = sum(p.numel() for p in model.parameters()), models[name][1]
+        size, path = sum(p.numel() for part, p in model.named_parameters()
+                         if "projection" not in part), models[name][1]  # training's second head
         rows[name] = {"checkpoint": str(path), "bytes": path.stat().st_size, "parameters": size,
                       "milliseconds": speed, f"{split}_wer": errors.wer}
         print(f"{name:<10}{size:>12,}{path.stat().st_size / 1e6:>7.1f} MB{speed:>17.2f}"
@@ -263,7 +261,7 @@ def report(models, data, args):
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
     parser, _ = teacher.make_parser("distill.py", __doc__.split("\n")[0], "checkpoints/student",
-                                    2e-3, DROPOUT, stride=None)
+                                    2e-3, DROPOUT)
     add = parser.add_argument
     add("--teacher_checkpoint", type=os.path.abspath, metavar="FILE",
         default="checkpoints/teacher/best_i3d.pth", help="best_i3d.pth of teacher.py")

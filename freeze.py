@@ -142,8 +142,7 @@ def main(argv=None):
     parser.add_argument("--unfreeze_stages", type=int, default=STAGES, help="stages of training")
     parser.add_argument("--freeze_until_layer", default=FREEZE_UNTIL, choices=BACKBONE,
                         metavar="LAYER", help="the last layer that starts frozen")
-    parser.add_argument("--unfreeze_by", type=float, metavar="FRACTION",
-                        help="share of the epochs after which the last layers are released")
+    parser.add_argument("--unfreeze_by", type=float, help="epochs until all train, a share")
     parser.error = lambda message: parser.exit(2, f"freeze.py: {message}\n")
     args = parser.parse_args(argv)
     try:

@@ -175,7 +175,7 @@ class I3DTeacher(nn.Module):
             channels = block.channels
         self.lstm = nn.LSTM(channels, hidden_size, bidirectional=True)
         self.classifier = nn.Linear(2 * hidden_size, num_classes)
-        if backbone_ctc:
+        if backbone_ctc:  # a part of the classifier, as freeze.LAYERS names the children
             self.classifier.projection = nn.Linear(channels, 2 * hidden_size)
 
     def forward(self, features, lengths, both_heads=False):
@@ -265,10 +265,12 @@ def read_split(data_dir, split, clean=None):
         sentences = [s for s in sentences if (s.id in held_out) == (split == "dev")]
         if split == "dev":
             print(f"{data_dir}: no dev file, {len(sentences)} of the train sentences are dev")
-    if clean and split == "train":
+    if clean and home == "train":
         sentences = [s._replace(glosses=wer.clean_phoenix_annotation(" ".join(s.glosses)))
                      for s in sentences]
-    return sentences
+        if empty := [s.id for s in sentences if not s.glosses]:
+            print(f"{path}: left out, nothing is left of the annotation: {' '.join(empty)}")
+    return [sentence for sentence in sentences if sentence.glosses]
 
 def read_features(source, dim=None):
     """[T, D] float32 from a .npy file, else the .npz of one array beside it, or from an array;
@@ -288,7 +290,7 @@ def read_features(source, dim=None):
         except Exception as error:  # on broken bytes numpy raises whatever it runs into
             reason = getattr(error, "strerror", None) or re.split(r"\n|\. If", str(error))[0]
             raise ValueError(f"{source}: {reason}, expected one array as .npy or .npz") from error
-    if features.ndim == 3:
+    if features.ndim == 3 and features.size:
         features = features.reshape(len(features), -1)
     if features.ndim != 2 or 0 in features.shape or features.dtype.kind != "f":
         raise ValueError(f"{name}: {features.dtype} array of shape {list(features.shape)}, "
@@ -314,7 +316,7 @@ def read_data(data_dir, vocabulary=None, dim=None, clean=None):
             errors.append(str(error))
     paths = {Path(s.features).with_suffix("") for _, s in sentences} if data_dir else {}
     for folder in sorted({path.parent for path in paths}):
-        names = sorted(p.name for p in folder.glob("*") if p.with_suffix("") not in paths)
+        names = sorted(p.name for p in folder.glob("*.*") if p.with_suffix("") not in paths)
         if names:
             print(f"{folder}: {len(names)} files without an annotation: {' '.join(names[:5])}")
     splits = {split: [] for split in SPLITS}
@@ -600,7 +602,8 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
         model.load_state_dict(last["model_state_dict"])
         optimizer.load_state_dict(last["optimizer"])
         torch.set_rng_state(last["random"])
-        header, history = {**last["header"], "arguments": header["arguments"]}, last["log"]
+        header = {**header, **last["header"], "arguments": header["arguments"]}
+        history = last["log"]
     else:
         adapt.move_aside(folder, RUN_FILES)
     started, done = time.monotonic(), len(history)
@@ -629,27 +632,26 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
               f"{100 * best['wer']:6.2f}% at {best['epoch']:<3}  left {left // 60}:{left % 60:02d}"
               f"{note}", flush=True)
     save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
-    diagnose(model, sentences, dev, data.vocabulary, args)
+    print("The last epoch's ", end="")
+    diagnose(model, sentences, dev, evaluate(model, load(dev), data.vocabulary), data.vocabulary,
+             args)
     return best_epoch(history)
 
 def best_epoch(history):
     """The row of the lowest dev WER; of several, that of the lowest dev loss."""
     return min(history, key=lambda row: (row["wer"], row["dev_loss"] or math.inf))
 
-def diagnose(model, train, dev, vocabulary, args, found=None):
-    """Print what the errors suggest, from dev (found: its Evaluation, where there is one already)
-    and up to DIAGNOSED train sentences without augmentation. train may be empty."""
-    load = partial(make_loader, vocabulary=vocabulary, dim=len(model.feature_mean), args=args)
-    found = found or evaluate(model, load(dev), vocabulary)
+def diagnose(model, train, dev, found, vocabulary, args):
+    """Print what the errors suggest. found: the Evaluation of dev. train: sentences, of which up to
+    DIAGNOSED are scored without augmentation; [] where they are not at hand."""
     some = train[::math.ceil(len(train) / DIAGNOSED) or 1]
-    sizes = np.array([(p.numel(), p.numel() * p.requires_grad) for p in model.parameters()])
+    loader = make_loader(some, vocabulary, len(model.feature_mean), args)
     unknown = [gloss not in vocabulary for sentence in dev for gloss in sentence.glosses]
     lines = wer.diagnosis(
-        evaluate(model, load(some), vocabulary).errors.wer if some else None, found.errors,
+        evaluate(model, loader, vocabulary).errors.wer if some else math.nan, found.errors,
         wer.constant_answer([s.glosses for s in dev])[0], found.blank_share, np.mean(unknown),
-        frozen=1 - sizes[:, 1].sum() / sizes[:, 0].sum(),
         new_signers=len({s.signer for s in dev} - {s.signer for s in train}) if train else 0)
-    print("\n  ".join(("Diagnosis:", *lines)))
+    print("\n  ".join(("diagnosis:", *lines)))
 
 def save_run(folder, model, optimizer, schedule, vocabulary, header, history):
     """Write best checkpoint (where the last epoch is the best), last.pth, log and picture."""
@@ -678,7 +680,7 @@ def number(kind, low, high):
     parse.__name__ = kind.__name__  # for argparse's own message
     return parse
 
-def make_parser(program, description, output_dir, learning_rate, dropout, stride):
+def make_parser(program, description, output_dir, learning_rate, dropout):
     """(parser of the flags that teacher.py and distill.py share, its either-or group)."""
     parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
@@ -703,8 +705,7 @@ def make_parser(program, description, output_dir, learning_rate, dropout, stride
     gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
     devices = ["cuda", *gpus, "cpu"] if gpus else ["cpu"]
     add("--device", choices=devices, default=devices[0], help="to run on")
-    add("--clean_annotations", choices=("phoenix",), help="clean train annotations by its rules")
-    add("--temporal_stride", type=int, choices=STRIDES, default=stride, help="frames per output")
+    add("--clean_annotations", choices=("phoenix",), help="clean train by Phoenix's rules")
     add("--split", choices=SPLITS, default="dev", help="what --evaluate scores")
     add("--picture", nargs=2, metavar=("ID", "SVG"), help="draw what --evaluate's checkpoint "
         "believes in each frame of one sentence of the split")
@@ -719,6 +720,8 @@ def run_program(parser, argv, model_class, run):
     """Print what run(args, last) returns, with --json. last: with --resume the content of last.pth.
     Errors end without traceback: status 2 for what the user gave, 1 for what failed."""
     args, last = parser.parse_args(argv), None
+    if (args.picture or args.ctm) and args.evaluate is None:
+        parser.error("--picture and --ctm go with --evaluate")
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -748,7 +751,7 @@ def resume_flags(parser, argv, folder, model_class):
     for name in saved.keys() - {"data_dir", "device", "num_workers", "teacher_checkpoint"}:
         if getattr(args, name) != saved[name]:
             raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}; "
-                             f"a new run can start from it by --pretrained_weights")
+                             f"teacher.py --pretrained_weights starts a new run from it")
     print(f"Resuming {path} after epoch {last['epoch']}")
     return args, last
 
@@ -758,8 +761,9 @@ def run_checkpoint(args, model_class):
     model, checkpoint = adapt.load_model(path, model_class)
     vocabulary = checkpoint["vocabulary"]
     data_dir = args.data_dir or checkpoint["config"]["data_dir"]
+    read = partial(read_split, data_dir, clean=checkpoint["config"].get("clean_annotations"))
     sentences = ([Sentence(file, "", (), file) for file in args.predict] if args.predict
-                 else read_split(data_dir, args.split))
+                 else read(args.split))
     glosses = {gloss for sentence in sentences for gloss in sentence.glosses}
     if unknown := sorted(glosses - {*vocabulary}):
         print(f"Not in the vocabulary of {path}, certain errors: {' '.join(unknown)}")
@@ -767,8 +771,7 @@ def run_checkpoint(args, model_class):
         raise ValueError(f"{data_dir}: no {args.split} split, or no gloss of it known to {path}")
     decode = wer.greedy_decode
     if args.beam_width > 1 or args.lm_weight:
-        clean = checkpoint["config"].get("clean_annotations")
-        known = [s.glosses for s in read_split(data_dir, "train", clean)] if args.lm_weight else []
+        known = [s.glosses for s in read("train")] if args.lm_weight else []
         decode = partial(wer.beam_decode, beam_width=args.beam_width,
                          lm=args.lm_weight * wer.bigram_lm(known, vocabulary))
     loader = make_loader(sentences, vocabulary, len(model.feature_mean), args)
@@ -785,10 +788,7 @@ def run_checkpoint(args, model_class):
         adapt.write_text("".join(f"{s.id} 1 {k / 100:.2f} 0.01 {gloss}\n"
                                  for s, hypothesis in zip(sentences, hypotheses)
                                  for k, gloss in enumerate(hypothesis or (wer.EMPTY,))), args.ctm)
-    train = []
-    with contextlib.suppress(ValueError):  # it need not be there
-        train = read_split(data_dir, "train")
-    diagnose(model, train, sentences, vocabulary, args, found)
+    diagnose(model, [], sentences, found, vocabulary, args)
     if args.picture:
         (name, file), names = args.picture, [sentence.id for sentence in sentences]
         if name not in names:
@@ -835,20 +835,27 @@ def run_teacher(args, last):
                             (args.freeze_until_layer or freeze.FREEZE_UNTIL) if freezing else None,
                             unfreeze_by=args.unfreeze_by)
     make_schedule()  # flags that do not go together are refused before anything is read
+    if args.overfit and not last:
+        args.output_dir = f"{args.output_dir}/overfit"  # no teacher for distill.py
     data = read_data(args.validate_data or args.data_dir, clean=args.clean_annotations)
     describe_data(data)
     if args.validate_data:
         usable, count = len(alignable(data, args.temporal_stride)), len(data.splits["train"])
         known = any(g in data.vocabulary for s in data.splits["dev"] for g in s.glosses)
         if 2 * usable < count or not known:
-            raise OSError(f"{data.name}: {usable} of {count} train sentences can be aligned, train "
-                          f"has {'' if known else 'no'} glosses of dev: expected half, and some")
+            raise OSError(f"{data.name}: {usable} of {count} train sentences have enough frames, "
+                          f"{'some' if known else 'none'} of dev's glosses are in train: expected "
+                          f"at least half, and some")
         return {"data_dir": data.name, "usable": usable}
     model = make_model(I3DTeacher, data, args)
     fresh = last["always_trainable"] if last else load_weights(model, data, args)
     schedule = make_schedule(always_trainable=fresh)
     with adapt.lock(args.output_dir):
         best = train(model.to(args.device), data, args, schedule, last=last)
+        return {**report(best, data, args), "seconds": round(time.monotonic() - started, 1)}
+
+def report(best, data, args):
+    """Print the best epoch and, where there is a test split, its WER there; the same as a dict."""
     path = Path(args.output_dir, BEST["teacher"])
     print(f"Best dev WER {100 * best['wer']:.2f}% at epoch {best['epoch']}: {path}")
     result = {**best, "checkpoint": str(path), "dev_wer": best["wer"]}
@@ -860,13 +867,15 @@ def run_teacher(args, last):
         result |= {"test_wer": errors.wer, "test": asdict(errors)}
         with open(Path(args.output_dir, "log.jsonl"), "a") as log:
             log.write(json.dumps({"split": "test", "wer": errors.wer, **asdict(errors)}) + "\n")
-    return {**result, "seconds": round(time.monotonic() - started, 1)}
+    return result
 
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
     parser, either = make_parser("teacher.py", __doc__.split("\n")[0], "checkpoints/teacher", 1e-3,
-                                 DROPOUT, TEMPORAL_STRIDE)
+                                 DROPOUT)
     count, add = number(int, 1, 10 ** 6), parser.add_argument
+    add("--temporal_stride", type=int, choices=STRIDES, default=TEMPORAL_STRIDE,
+        help="frames per output")
     add("--hidden_size", type=number(int, 1, 10 ** 4), default=HIDDEN_SIZE, help="of the LSTM")
     add("--backbone_ctc", type=number(float, 0, 1000), default=BACKBONE_CTC, metavar="WEIGHT",
         help="of a second CTC loss on the backbone's frames in training; 0: none")
@@ -878,8 +887,8 @@ def main(argv=None):
     add("--progressive_unfreeze", action="store_true",
         help="freeze, then release from the top over the epochs (see freeze.py)")
     add("--unfreeze_stages", type=count, default=freeze.STAGES, help="of --progressive_unfreeze")
-    add("--unfreeze_by", type=float, metavar="FRACTION", help="share of the epochs after which the "
-        "last layers are released; none: stages of equal length")
+    add("--unfreeze_by", type=float, metavar="FRACTION", help="share of the epochs after which all "
+        "layers train; none: stages of equal length")
     either.add_argument("--write_corpus", metavar="DIR", help="write the built-in corpus as files")
     either.add_argument("--validate_data", metavar="DIR", type=os.path.abspath,
                         help="read and describe a corpus directory; status 0 if training can run")

@@ -244,16 +244,16 @@ class WordErrorRate(FolderTestCase):
     def test_diagnosis_follows_its_rules(self):
         counts = lambda hits, s, d, i: wer.WordErrors(hits, s, d, i, 9, 9)
         for words, train, dev, blank, more in (
-                ("not learning", 0.9, counts(5, 90, 5, 0), 0.5, {}),
+                ("underfitting", 0.9, counts(5, 90, 5, 0), 0.5, {}),
                 ("overfitting", 0.01, counts(50, 50, 0, 0), 0.5, {}),
-                ("only blanks", None, counts(1, 0, 99, 0), 0.99, {}),
-                ("deletions prevail, 30.0% .* smaller", None, counts(60, 10, 30, 2), 0.5, {}),
-                ("insertions prevail, 30.0% .* larger", None, counts(90, 8, 2, 30), 0.5, {}),
+                ("only blanks", math.nan, counts(1, 0, 99, 0), 0.99, {}),
+                ("deletions prevail, 30.0% .* smaller", math.nan, counts(60, 10, 30, 2), 0.5, {}),
+                ("insertions prevail, 30.0% .* larger", math.nan, counts(90, 8, 2, 30), 0.5, {}),
                 ("12.5% of the reference", 0.1, counts(90, 4, 3, 3), 0.5, {"unknown": 1 / 8}),
                 ("2 signers", 0.1, counts(90, 4, 3, 3), 0.5, {"new_signers": 2}),
                 ("nothing conspicuous", 0.1, counts(90, 4, 3, 3), 0.5, {})):
-            shares = {"unknown": 0, "frozen": 0.25, "new_signers": 0, **more}
-            (line,) = wer.diagnosis(train, dev, 0.95, blank, **shares)
+            more = {"unknown": 0, "new_signers": 0, **more}
+            (line,) = wer.diagnosis(train, dev, 0.95, blank, **more)
             self.assertRegex(line, f"^{words}")
 
     def test_wer_is_never_capped(self):
@@ -1330,9 +1330,11 @@ class Teacher(FolderTestCase):
         self.assertEqual([len(line.get("points").split()) for line in lines], [4, 4, 4, 2])
 
     def test_overfitting_scores_what_it_trains_on(self):
-        self.train("--overfit", 2, epochs=1)
-        self.assertEqual(self.rows[1]["sentences"], 2)
-        self.assertRegex(self.out, "(?s)epoch   0 .* blank .*Diagnosis:\n.*Best dev WER ")
+        _, out, _ = self.program(teacher.main, "--data_dir", self.corpus(), "--overfit", 2,
+                                 "--epochs", 1, "--hidden_size", 8, "--output_dir", self.folder)
+        last = adapt.load_file(self.folder / "overfit/last.pth")
+        self.assertEqual(last["log"][0]["sentences"], 2)
+        self.assertRegex(out, "(?s)epoch   0 .* blank .*diagnosis:\n.*Best dev WER ")
 
     def test_a_folder_belongs_to_one_run_at_a_time(self):
         with adapt.lock(self.folder / "run"):
@@ -1386,8 +1388,7 @@ class Teacher(FolderTestCase):
     def test_picture_has_a_line_per_likely_class(self):
         (best, model), svg = self.checkpoint(), self.folder / "a.svg"
         flags = ("--evaluate", best, "--device", "cpu", "--picture")
-        _, out, _ = self.program(teacher.main, *flags, "dev-0001", svg)
-        self.assertIn(f"Posteriors of dev-0001: {svg}\n", out)
+        self.program(teacher.main, *flags, "dev-0001", svg)
         features = torch.from_numpy(np.load(self.corpus() / "features/dev/dev-0001.npy"))[None]
         probs = model(features, torch.tensor([features.shape[1]]))[0][0].detach().softmax(1)
         vocabulary = np.array(torch.load(best)["vocabulary"])
@@ -1783,7 +1784,6 @@ class Distillation(FolderTestCase):
                 ("(it is a student's", "--teacher_checkpoint", folder / "best_student.pth"),
                 ("HAUS, expected glosses of the model's", "--data_dir", other),
                 ("9 features per frame, expected 16", "--data_dir", self.data),
-                ("--temporal_stride 4: ", "--temporal_stride", 4),
                 ("--temperature: 0, expected 0.01", "--temperature", 0),
                 ("--alpha: 1.5, expected 0 to 1", "--alpha", 1.5),
                 ("--export x.pth: expected a file name", "--export", "x.pth"),

@@ -230,29 +230,27 @@ def constant_answer(references):
     """(WER, gloss) of the best constant answer: the same gloss, or "" for none, to each sentence.
     A network whose WER is near it has learned nothing from the features."""
     found = Counter(gloss for ref in references for gloss in {*ref})
-    gloss, hits = max(found.items(), key=lambda item: item[1], default=("", 0))
+    gloss, hits = max(sorted(found.items()), key=lambda item: item[1], default=("", 0))
     gain = hits - sum(not ref for ref in references)
     total = max(1, sum(map(len, references)))
     return (1 - gain / total, gloss) if gain > 0 else (1.0, "")
 
-def diagnosis(train_wer, dev, constant, blank_share, unknown, frozen, new_signers):
+def diagnosis(train_wer, dev, constant, blank_share, unknown, new_signers):
     """Lines that say what the errors (dev: WordErrors) suggest and which flags to try.
 
-    train_wer: without augmentation, None where not known. constant: WER of constant_answer. Shares:
-    blank_share of dev's frames; unknown of dev's glosses, not in train; frozen of the parameters.
+    train_wer: without augmentation, NaN where not known. constant: WER of constant_answer. Shares:
+    blank_share of dev's frames; unknown of dev's glosses, not in train.
     """
     counts = {"deletions": dev.deletions, "insertions": dev.insertions}
     fewer, more = sorted(counts, key=counts.get)
     low, high = (counts[name] / max(1, dev.reference_glosses) for name in (fewer, more))
-    known, train_wer = train_wer is not None, train_wer or 0.0
     rules = (
-        (known and train_wer > 0.9 * constant,
-         f"not learning: train WER {train_wer:.1%}, best constant answer {constant:.1%}: more "
-         f"--epochs, another --learning_rate, fewer frozen layers ({frozen:.0%} of the parameters "
-         f"are); --overfit 8 tests the features"),
-        (known and train_wer < 0.9 * constant and dev.wer > 2 * train_wer + 0.05,
+        (train_wer > 0.3, f"underfitting: train WER {train_wer:.1%}, best constant answer "
+                          f"{constant:.1%}: more --epochs, another --learning_rate, fewer frozen "
+                          f"layers; --overfit 8 tests the features"),
+        (train_wer <= 0.3 and dev.wer > 2 * train_wer + 0.05,
          f"overfitting: train WER {train_wer:.1%}, dev WER {dev.wer:.1%}: more data, a higher "
-         f"--dropout or --weight_decay, --pretrained_weights"),
+         f"--dropout or --weight_decay"),
         (blank_share > 0.95, f"only blanks, {blank_share:.0%} of the frames: usual in the first "
                              f"epochs; later a smaller --temporal_stride or more --epochs"),
         (blank_share <= 0.95 and high > 2 * low + 0.05,
@@ -423,7 +421,7 @@ def curves_svg(history, best, starts, last, constant):
     line = lambda key, factor: [(row["epoch"], factor * row[key]) for row in history
                                 if row[key] is not None]
     return chart([
-        ("Loss: train (blue), dev (red; CTC, nats per gloss)",
+        ("Nats per gloss: training objective (blue), CTC loss on dev (red)",
          [(COLOURS[0], "", line("loss", 1)), (COLOURS[1], "", line("dev_loss", 1))]),
         (f"Dev WER in %, best {100 * best['wer']:.1f} at {best['epoch']} (grey: constant answer)",
          [("#888", "", [(k, 100 * constant) for k in (0, last)]),

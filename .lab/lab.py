@@ -26,7 +26,8 @@ def run(program, *flags, root=ROOT):
 
 def log_rows(folder):
     """The epochs' rows of a run's log.jsonl."""
-    return [json.loads(line) for line in (Path(folder) / "log.jsonl").open()][1:]
+    rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").open()]
+    return [row for row in rows if "epoch" in row]
 
 
 def commit(root=ROOT):

@@ -1,14 +1,12 @@
 """The student: a network for a phone, distilled from the teacher.
 
     $ python distill.py                        # from checkpoints/teacher/best_i3d.pth, on its data
-    $ python distill.py --teacher_checkpoint best_i3d.pth --temperature 4.0 --alpha 0.7
-    $ python distill.py --export student.pt2   # also write the student with torch.export
+    $ python distill.py --teacher_checkpoint best_i3d.pth --export student.pt2
 
 The student learns from the glosses (CTC) and from the teacher's output for every frame (Hinton et
 al. 2015, arXiv 1503.02531, section 2). The baseline, the same student trained without the teacher,
-is trained after it, so that the gain is a number; its files lie in the folder `alone/`.
-
-Axes as in teacher.py: B sentences, T frames, T' after temporal_stride, D features, V classes.
+is trained after it, so that the gain is a number; its files lie in the folder `alone/`. Axes as in
+teacher.py: B sentences, T frames, T' after temporal_stride, D features, C channels, V classes.
 """
 
 import argparse

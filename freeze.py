@@ -1,8 +1,7 @@
 """What trains in which epoch, and at which rate: freezing by prefix, unfreezing by a schedule.
 
     $ python freeze.py                                       # 50 epochs, 4 stages, to mixed_5c
-    $ python freeze.py --unfreeze_by 0.3                     # the last release after 0.3 of them
-    $ python freeze.py --epochs 60 --unfreeze_stages 6 --freeze_until_layer mixed_4f
+    $ python freeze.py --unfreeze_by 0.3 --freeze_until_layer mixed_4f
 
 Gradual unfreezing from the top (Howard & Ruder 2018, arXiv 1801.06146, section 3.3). What trains
 at epoch k, and at which learning rate, is a function of k: it does not depend on how epoch k was

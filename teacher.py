@@ -559,8 +559,7 @@ class Evaluation(NamedTuple):
     log_probs: list     # [T', V] per sentence
 
     @property
-    def blank_share(self):
-        """Of all frames, those whose most probable class is the blank."""
+    def blank_share(self):  # of all frames, those whose most probable class is the blank
         return float(np.concatenate([x.argmax(axis=1) == 0 for x in self.log_probs]).mean())
 
 @torch.inference_mode()
@@ -784,7 +783,7 @@ def run_checkpoint(args, model_class):
     if args.predict:
         return result
     print(f"{path} on {args.split}: {errors}")
-    if args.ctm:  # times in frames of 0.01 s stand for the order alone
+    if args.ctm:  # its times stand for the order alone
         adapt.write_text("".join(f"{s.id} 1 {k / 100:.2f} 0.01 {gloss}\n"
                                  for s, hypothesis in zip(sentences, hypotheses)
                                  for k, gloss in enumerate(hypothesis or (wer.EMPTY,))), args.ctm)

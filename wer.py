@@ -2,7 +2,6 @@
 
     $ python wer.py reference.txt hypothesis.txt            # plain text, one sentence per line
     $ python wer.py dev.stm hypothesis.ctm --scoring sclite --clean phoenix      # as papers do
-    $ python wer.py dev.corpus.csv hypothesis.ctm --show --json
 
 WER = (substitutions + deletions + insertions) / reference glosses, each summed over the corpus
 before the division; not a mean over sentences, and never capped: insertions can push it above 1.
@@ -147,7 +146,7 @@ class WordErrors:
         return self.sentence_errors / max(self.sentences, 1)
 
     def rates(self):
-        """WER and what it is made of, per reference gloss in percent, as one short text."""
+        """WER and its parts, per reference gloss in percent, as one short text."""
         glosses = max(1, self.reference_glosses)
         parts = " ".join(f"{name} {100 * count / glosses:4.1f}" for name, count in (
             ("S", self.substitutions), ("D", self.deletions), ("I", self.insertions)))
@@ -232,8 +231,7 @@ def constant_answer(references):
     found = Counter(gloss for ref in references for gloss in {*ref})
     gloss, hits = max(sorted(found.items()), key=lambda item: item[1], default=("", 0))
     gain = hits - sum(not ref for ref in references)
-    total = max(1, sum(map(len, references)))
-    return (1 - gain / total, gloss) if gain > 0 else (1.0, "")
+    return (1 - gain / sum(map(len, references)), gloss) if gain > 0 else (1.0, "")
 
 def diagnosis(train_wer, dev, constant, blank_share, unknown, new_signers):
     """Lines that say what the errors (dev: WordErrors) suggest and which flags to try.
@@ -429,14 +427,20 @@ def curves_svg(history, best, starts, last, constant):
 
 def posteriors_svg(panels, vocabulary, stride, reference):
     """What networks believe of one sentence, as SVG: a line per class that reaches 0.2 in a frame,
-    grey for the blank. panels: title -> log probabilities [T', V]."""
-    charts = [(title, [(COLOURS[k % 6] if k else "#aaa", vocabulary[k] if k else "",
-                        [(stride * step, math.exp(frame[k])) for step, frame in enumerate(frames)])
-                       for k in np.flatnonzero(np.exp(frames).max(axis=0) >= 0.2)])
-              for title, frames in panels.items()]
-    last = stride * (len(next(iter(panels.values()))) - 1)
-    ticks = [*range(0, last, stride * math.ceil(last / stride / 10) or 1), last]
-    return chart(charts, ticks, f"input frame. Reference: {' '.join(reference)}")
+    grey for the blank, glosses where they are the best. panels: title -> log probs [T', V]."""
+    charts = []
+    for title, frames in panels.items():
+        likely = np.flatnonzero(np.exp(frames).max(axis=0) >= 0.2)
+        colours = {k: COLOURS[n % 6] if k else "#aaa" for n, k in enumerate(likely)}
+        lines = [(colours[k], "", [(stride * step, math.exp(frame[k]))
+                                   for step, frame in enumerate(frames)]) for k in likely]
+        for k, run in itertools.groupby(range(len(frames)), key=frames.argmax(axis=1).item):
+            if k:  # a line of one point is its name alone
+                lines.append((colours.get(k), vocabulary[k], [(stride * next(run), 1)]))
+        charts.append((title, lines))
+    ticks = [stride * step for step in range(0, len(frames), max(1, len(frames) // 10))]
+    return chart(charts, [*ticks, stride * (len(frames) - 1)],
+                 f"input frame. Reference: {' '.join(reference)}")
 
 # ---------------------------------------------------------------- program
 def print_alignments(names, references, hypotheses, scoring):

@@ -34,10 +34,13 @@ def results(_):
 
 def fill(text):
     """The text with every marked table made anew."""
-    kinds = {"folds": lambda words: crossvalidate.lines(*[words[0], words[1:]]),
+    kinds = {"folds": lambda words: crossvalidate.lines(words[0], words[1:]),
              "corpus": lambda words: strategies.table(*words), "results": results}
-    table = lambda match: "\n".join((match[1], *kinds[match[2]](
-        [word.strip() for word in match[3].split(";") if word.strip()]), match[4]))
+
+    def table(match):
+        words = [word.strip() for word in match[3].split(";") if word.strip()]
+        return "\n".join((match[1], *kinds[match[2]](words), match[4]))
+
     return re.sub(r"(<!-- (\w+):(.*?) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
 
 

@@ -6,7 +6,7 @@
 
 strategies.svg: WER per strategy, a dot per seed and a line at the mean. epochs.svg: dev WER over
 the epochs, mean over seeds, with the stages of progressive unfreezing. sizes.svg: WER and number of
-parameters. transfer.svg: WER against the number of train sentences. posteriors.svg: what teacher
+parameters. transfer.svg: WER by number of train sentences and weights. posteriors.svg: what teacher
 and student believe of one sentence of the built-in corpus.
 """
 
@@ -41,7 +41,7 @@ def built_in(**wanted):
 
 def dots(title, rows, highest, axis):
     """SVG: a line of dots per row. rows: [(label, [values])], values in percent."""
-    left, width, step = 250, 520, 30
+    left, width, step = 290, 520, 30
     x = lambda value: left + width * value / highest
     height = 60 + step * len(rows)
     out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" '
@@ -54,7 +54,8 @@ def dots(title, rows, highest, axis):
     for k, (label, values) in enumerate(rows):
         y, mean = 60 + step * k, statistics.mean(values)
         out.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">'
-                   f'{html.escape(label)}</text><path d="M{x(mean):.1f} {y - 10}v20" stroke="#d62728" stroke-width="2"/>')
+                   f'{html.escape(label)}</text><path d="M{x(mean):.1f} {y - 10}v20" '
+                   f'stroke="#d62728" stroke-width="2"/>')
         out += [f'<circle cx="{x(value):.1f}" cy="{y}" r="4" fill="#1f77b4" fill-opacity="0.6"/>'
                 for value in values]
     return "\n".join(out) + f'<text x="{left}" y="{height + 28}">{html.escape(axis)}</text></svg>\n'
@@ -94,16 +95,14 @@ def sizes():
 
 
 def transfer():
-    points = {}
+    found = {}
     for row in lab.recorded(corpus="wlasl25b"):
-        points.setdefault((row["strategy"], row["weights"]), {}).setdefault(
-            row["train_sentences"], []).append(100 * row["dev_last"])
-    lines = [(wer.COLOURS[k % 6], f"{strategy}, {weights}",
-              [(count, statistics.mean(some)) for count, some in sorted(by_count.items())])
-             for k, ((strategy, weights), by_count) in enumerate(sorted(points.items()))]
-    if lines:
-        title = "wlasl25b: WER in %, last epoch, mean over seeds"
-        write("transfer.svg", wer.chart([(title, lines)], (25, 50, 100), "train sentences"))
+        label = f"{row['train_sentences']}: {row['strategy']}, {row['weights']}"
+        found.setdefault((row["train_sentences"], label), []).append(100 * row["dev_last"])
+    rows = sorted(found.items(), key=lambda item: (item[0][0], statistics.mean(item[1])))
+    write("transfer.svg", dots("wlasl25b: number of train sentences, strategy, weights",
+                               [(label, values) for (_, label), values in rows], 100,
+                               "dev WER in % at the last epoch: a dot per seed, a line at the mean"))
 
 
 def posteriors(args):

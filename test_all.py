@@ -1327,7 +1327,7 @@ class Teacher(FolderTestCase):
         frames = np.concatenate([*map(np.load, self.corpus().glob("features/train/*"))])
         np.testing.assert_allclose(best["model_state_dict"]["feature_std"], frames.std(0), 1e-4)
         lines = xml.etree.ElementTree.parse(folder / "curves.svg").findall("{*}polyline")
-        self.assertEqual([len(line.get("points").split()) for line in lines], [4, 4, 4, 2])
+        self.assertEqual([len(line.get("points").split()) for line in lines], [4, 4, 2, 4])
 
     def test_overfitting_scores_what_it_trains_on(self):
         _, out, _ = self.program(teacher.main, "--data_dir", self.corpus(), "--overfit", 2,
@@ -1427,7 +1427,7 @@ class Teacher(FolderTestCase):
         largest = np.finfo(np.float32).max
         for name, change, train in (
                 ("constant", lambda f: 0 * f + np.float32(7.5), 5), ("zero", lambda f: 0 * f, 5),
-                ("huge", lambda f: np.sign(f) * largest, 5), ("one frame", lambda f: f[:1], 5),
+                ("huge", lambda f: np.sign(f) * largest, 5), ("one frame", lambda f: f[:1], 4),
                 ("tiny", lambda f: f * np.float32(1e-40), 5), ("one sentence", lambda f: f, 1)):
             data = self.corpus(name, train=train)
             rewrite(data.rglob("*.npy"), change)

@@ -1,8 +1,8 @@
 """Landmarks of videos: pose and hands of every frame, as the features that teacher.py reads.
 
-    $ python3 -m venv /tmp/venv_mp && /tmp/venv_mp/bin/pip install mediapipe==0.10.21
-    $ /tmp/venv_mp/bin/python .lab/landmarks.py videos/*.mp4 --output DIR/features/train
-    $ /tmp/venv_mp/bin/python .lab/landmarks.py --columns
+    $ python3 -m venv mp && mp/bin/pip install mediapipe==0.10.21
+    $ mp/bin/python .lab/landmarks.py videos/*.mp4 --output DIR/features/train
+    $ mp/bin/python .lab/landmarks.py --columns
     $ python teacher.py --predict DIR/features/train/NAME.npy
 
 Each video becomes DIR/{its name without suffix}.npy, [T, D] float32, D = 112. This is the one

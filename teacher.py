@@ -605,7 +605,7 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
         history = last["log"]
     else:
         adapt.move_aside(folder, RUN_FILES)
-    started, done = time.monotonic(), len(history)
+    started, done, found = time.monotonic(), len(history), None
     for epoch in range(done, args.epochs):
         # Before the first epoch too, so that there is something to resume from at any time.
         save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
@@ -627,13 +627,13 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
         left = int((time.monotonic() - started) / (epoch + 1 - done) * (args.epochs - 1 - epoch))
         best, note = best_epoch(history), f"  {skipped} steps not finite" if skipped else ""
         print(f"epoch {epoch:>3}  loss {loss:6.3f}  dev {found.loss or math.nan:6.3f}  WER "
-              f"{found.errors.rates()}  blank {found.blank_share:4.0%}  best "
+              f"{found.errors.rates()}  blank {history[-1]['blank_share']:4.0%}  best "
               f"{100 * best['wer']:6.2f}% at {best['epoch']:<3}  left {left // 60}:{left % 60:02d}"
               f"{note}", flush=True)
     save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
     print("The last epoch's ", end="")
-    diagnose(model, sentences, dev, evaluate(model, load(dev), data.vocabulary), data.vocabulary,
-             args)
+    diagnose(model, sentences, dev, found or evaluate(model, load(dev), data.vocabulary),
+             data.vocabulary, args)
     return best_epoch(history)
 
 def best_epoch(history):
@@ -683,8 +683,8 @@ def make_parser(program, description, output_dir, learning_rate, dropout):
     """(parser of the flags that teacher.py and distill.py share, its either-or group)."""
     parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(
-        2, f"{program}: {message} (see --help; torch {torch.__version__}, {len(gpus)} GPUs)\n")
+    parser.error = lambda message: parser.exit(2, f"{program}: {message} (see --help" + (
+        f"; this is torch {torch.__version__}" if "--device" in message else "") + ")\n")
     count, rate, add = number(int, 1, 10 ** 6), number(float, 0, 1000), parser.add_argument
     for name, kind, default, text in (
             ("data_dir", os.path.abspath, None, "corpus; none: a checkpoint's own, else built-in"),

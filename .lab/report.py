@@ -18,8 +18,9 @@ HEAD = "150 epochs, stride 8, second head"
 RESULTS = (  # README's rows: network, strategy; settings of the folds of boston104 and of wlasl
     ("teacher", "full", HEAD, "40 epochs, stride 8, second head"),
     ("", "the same without the second head", "150 epochs, stride 8", "40 epochs, stride 8"),
-    *(("teacher", strategy, None, None) for strategy in (
-        "from scratch", "progressive, by 0.15", "progressive, by 0.3", "progressive")),
+    ("teacher", "from scratch", f"{HEAD}, from scratch", None),
+    ("teacher", "progressive, by 0.15", f"{HEAD}, progressive by 0.15", None),
+    *(("teacher", strategy, None, None) for strategy in ("progressive, by 0.3", "progressive")),
     ("student", "full", f"student of: {HEAD}", None),
     ("baseline", "full", f"student of: {HEAD}: baseline", None),
     ("", "no network, nearest train sentence", "nearest train sentence", "nearest train sentence"))

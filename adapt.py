@@ -99,7 +99,6 @@ def load_file(path):
 
 def load_model(path, model_class):
     """(model in evaluation mode, the whole content) of a checkpoint of teacher.py or distill.py.
-
     model_class(D, V, **options): has `kind` and the names of its `options` in config. ValueError.
     """
     content = load_file(path)
@@ -130,9 +129,7 @@ def write_text(text, path):
 
 def write_file(path, write):
     """Call write(binary file), then rename: at path there is a whole file, the old or the new.
-
-    OSError where it cannot be written; what was at path is then as it was.
-    """
+    OSError where it cannot be written; what was at path is then as it was."""
     temporary = Path(f"{path}.tmp")
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
@@ -149,22 +146,19 @@ def write_file(path, write):
                       f"stays") from error
 
 @contextlib.contextmanager
-def lock(folder):
+def lock(folder, rank=0):
     """While this context lasts, or until the process and its workers end, no other process gets the
-    lock of this folder, which is made where it is missing. ValueError where another has it."""
+    lock of this folder, which is made where it is missing; rank: of torchrun's processes the first
+    (0) takes it for all. ValueError where another has it."""
     Path(folder).mkdir(parents=True, exist_ok=True)
-    if os.name != "posix":
-        return (yield)  # Windows has no such lock
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        raise ValueError(f"{folder}: another training writes there (after a kill its workers, for "
-                         f"some seconds), expected a folder of its own") from error
-    else:
+    with open(Path(folder, ".lock"), "w") as file:
+        try:
+            if rank == 0 and os.name == "posix":  # Windows has no such lock
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise ValueError(f"{folder}: another training writes there (after a kill its workers, "
+                             f"for some seconds), expected a folder of its own") from error
         yield
-    finally:
-        os.close(descriptor)
 
 def move_aside(folder, names):
     """Keep an earlier run's files: they move to the first free folder/earlier_N."""
@@ -223,8 +217,7 @@ def read_checkpoint(source):
 
     weights: this project's names -> float tensors in PyTorch's axis order; convolutions keep
     their 3D kernels. vocabulary: the list that this project's checkpoints carry, else None.
-    ValueError for what is no such file, OSError where Kinetics cannot be fetched.
-    """
+    ValueError for what is no such file, OSError where Kinetics cannot be fetched."""
     path = fetch_kinetics() if str(source) == KINETICS else Path(source)
     content = load_file(path)
     content = content if isinstance(content, dict) else {}
@@ -270,10 +263,8 @@ def _flatten(tree, prefix=""):
 # ---------------------------------------------------------------- 3D -> 1D
 def adapt_conv(weight, method=METHOD):
     """[O, I, kT, kH, kW] -> [O, I, kT].
-
     temporal_mean: the mean over H and W. spatial_mean: that mean's centre frame alone, the other
-    taps zero. temporal_max: the maximum over H and W. ValueError for another method or rank.
-    """
+    taps zero. temporal_max: the maximum over H and W. ValueError for another method or rank."""
     if weight.dim() != 5 or method not in METHODS:
         raise ValueError(f"weight of shape {list(weight.shape)} and method {method!r}, expected "
                          f"[O, I, kT, kH, kW] and one of {', '.join(METHODS)}")
@@ -287,9 +278,7 @@ def adapt_conv(weight, method=METHOD):
 
 def adapt_batchnorm(weight, bias, mean, var, k, eps=BATCHNORM_EPS):
     """BatchNorm (gamma, beta, mean, var), each [O], for a convolution whose output is k times.
-
-    In evaluation BN'(k * x) = BN(x) for every x; eps too is accounted for.
-    """
+    In evaluation BN'(k * x) = BN(x) for every x; eps too is accounted for."""
     gamma = weight * torch.sqrt(k * k * var + eps) / (k * torch.sqrt(var + eps))
     return gamma, bias, k * mean, k * k * var
 
@@ -298,8 +287,7 @@ def adapt_weights(weights, method=METHOD):
 
     For the two mean methods the BatchNorm of each adapted unit is rescaled; a gamma the file
     does not have (DeepMind's networks have none) is 1. For temporal_max no exact rule exists:
-    the statistics are passed on, and have to be re-estimated on the target data.
-    """
+    the statistics are passed on, and have to be re-estimated on the target data."""
     result, adapted = dict(weights), []
     for name, weight in weights.items():
         if weight.dim() != 5 or not name.endswith(".conv.weight"):
@@ -347,8 +335,7 @@ def load_pretrained(model, source, method=METHOD, vocabulary=None):
 
     model: its layers' names are matched against the checkpoint's. source: a file or
     i3d_kinetics400. vocabulary: the model's list of classes; a checkpoint that was trained for
-    another one keeps its classifier. ValueError where nothing of the backbone fits.
-    """
+    another one keeps its classifier. ValueError where nothing of the backbone fits."""
     weights, trained_for = read_checkpoint(source)
     values, adapted = adapt_weights(weights, method)
     state, report = model.state_dict(), LoadReport(str(source), method, [], [], {}, [])

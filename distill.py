@@ -11,6 +11,7 @@ teacher.py: B sentences, T frames, T' after temporal_stride, D features, C chann
 
 import argparse
 import functools
+import itertools
 import json
 import os
 from pathlib import Path
@@ -37,17 +38,16 @@ def kd_loss(student_logits, teacher_logits, lengths, temperature):
 
     student_logits, teacher_logits: [B, T', V]. lengths: [B] valid frames. Summed over classes,
     mean over the valid frames of the batch, so neither padding nor how sentences are batched
-    together changes what a frame counts. T^2 keeps the gradient's size from depending on T.
-    """
+    together changes what a frame counts. T^2 keeps the gradient's size from depending on T."""
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"logits of student {list(student_logits.shape)} and teacher "
                          f"{list(teacher_logits.shape)}, expected the same frames and classes")
     valid = frame_mask(lengths, student_logits.shape[1], student_logits.device)
-    student_logits, teacher_logits = student_logits[valid].float(), teacher_logits[valid].float()
-    # On [N, V] "batchmean" is what its name says: the sum over classes, the mean over frames.
-    return temperature ** 2 * F.kl_div((student_logits / temperature).log_softmax(dim=1),
-                                       (teacher_logits / temperature).log_softmax(dim=1),
-                                       reduction="batchmean", log_target=True)
+    precise = torch.promote_types(student_logits.dtype, torch.float32)
+    student, taught = ((logits[valid] / temperature).log_softmax(dim=1, dtype=precise)
+                       for logits in (student_logits, teacher_logits))      # [N, V]
+    total = F.kl_div(student, taught, reduction="sum", log_target=True)
+    return temperature ** 2 * freeze.batch_mean(total, len(student))
 
 def frame_mask(lengths, frames, device):
     """[B], T -> [B, T] on the device, true for the frames before each sentence's end."""
@@ -58,7 +58,8 @@ def distillation_loss(student, batch, teacher_model, args):
     no part of the student and known to no optimizer: it is in evaluation mode, without gradients,
     and sees the same augmented features."""
     logits, lengths = student(batch.features, batch.lengths)
-    ctc = teacher.ctc_losses(logits, lengths, batch).mean()
+    losses = teacher.ctc_losses(logits, lengths, batch)
+    ctc = freeze.batch_mean(losses.sum(), len(losses))
     if args.alpha == 0:
         return ctc
     with torch.no_grad():
@@ -69,9 +70,7 @@ def distillation_loss(student, batch, teacher_model, args):
 # ---------------------------------------------------------------- the network
 class BatchNorm(freeze.BatchNorm1d):
     """nn.BatchNorm1d over frames: [B, T, C], mask [B, T] -> [B, T, C].
-
-    In training the statistics are of the valid frames alone, however far a batch is padded.
-    """
+    In training the statistics are of the valid frames alone, however far a batch is padded."""
 
     def forward(self, frames, mask):
         if not self.training:
@@ -195,7 +194,7 @@ def distill(args, last):
     if args.export and args.evaluate is not None:
         return export_student(args.evaluate, args.export)
     if args.predict or args.evaluate is not None:
-        return teacher.run_checkpoint(args, Student)
+        return freeze.in_first(lambda: teacher.run_checkpoint(args, Student))
     folder, source = Path(args.output_dir), Path(args.teacher_checkpoint)
     teacher_model, checkpoint = adapt.load_model(source, teacher.I3DTeacher)
     if source.resolve().parent in (folder.resolve(), folder.resolve() / "alone"):
@@ -207,9 +206,9 @@ def distill(args, last):
                              len(teacher_model.feature_mean), args.clean_annotations)
     teacher.describe_data(data)
     teacher_model.to(args.device)
-    with adapt.lock(folder):
+    with adapt.lock(folder, freeze.processes()[0]):
         if not last:  # or --resume might take it for this run's
-            adapt.move_aside(folder / "alone", teacher.RUN_FILES)
+            freeze.in_first(lambda: adapt.move_aside(folder / "alone", teacher.RUN_FILES))
         models = {"teacher": (teacher.I3DTeacher, source),
                   "student": (Student, train_student(args, data, teacher_model, last))}
         if args.alpha and not args.no_baseline:
@@ -219,37 +218,32 @@ def distill(args, last):
             last = adapt.load_model(path, Student)[1] if last and path.exists() else None
             models["baseline"] = Student, train_student(argparse.Namespace(**alone), data, None,
                                                         last)
-        result = report(models, data, args)
+        result = freeze.in_first(lambda: report(models, data, args))
         if args.export:
-            export_student(models["student"][1], args.export)
+            freeze.in_first(lambda: export_student(models["student"][1], args.export))
     return result
 
 @torch.inference_mode()
 def report(models, data, args):
     """Print size, speed and WER of checkpoints side by side; the same as a dict.
-
     models: name -> (class, path). WER on test, or on dev where there is no test split; dev also
-    chose each model's epoch. Time: one CPU thread, one sentence at a time.
-    """
-    split = "test" if "test" in data.splits else "dev"
-    loader = functools.partial(teacher.make_loader, vocabulary=data.vocabulary, dim=len(data.mean))
-    one = argparse.Namespace(**{**vars(args), "batch_size": 1})
-    loaded = {name: adapt.load_model(path, model_class)[0]
-              for name, (model_class, path) in models.items()}
-    timed, rows = list(loader(data.splits[split][:TIMED], args=one)), {}
+    chose each model's epoch. Time: one CPU thread, one sentence at a time."""
+    split, rows = "test" if "test" in data.splits else "dev", {}
+    load = functools.partial(teacher.make_loader, data.splits[split], data.vocabulary,
+                             len(data.mean))
+    timed = [*itertools.islice(load(argparse.Namespace(**{**vars(args), "batch_size": 1})), TIMED)]
     print(f"\n{'':<10}{'parameters':>12}{'file':>10}{'ms per sentence':>17}{split + ' WER':>11}")
-    for name, model in loaded.items():
-        timer = Timer("for batch in batches: model(batch.features, batch.lengths)",
-                      globals={"model": model, "batches": timed}, num_threads=1)
-        speed = 1000 * timer.timeit(PASSES).mean / len(timed)
-        batches = loader(data.splits[split], args=args)
-        errors = teacher.evaluate(model.to(args.device), batches, data.vocabulary).errors
-        size, path = sum(p.numel() for part, p in model.named_parameters()
-                         if "projection" not in part), models[name][1]  # training's second head
-        rows[name] = {"checkpoint": str(path), "bytes": path.stat().st_size, "parameters": size,
-                      "milliseconds": speed, f"{split}_wer": errors.wer}
-        print(f"{name:<10}{size:>12,}{path.stat().st_size / 1e6:>7.1f} MB{speed:>17.2f}"
-              f"{100 * errors.wer:>10.2f}%")
+    for name, (model_class, path) in models.items():
+        model, size = adapt.load_model(path, model_class)[0], path.stat().st_size
+        speed = 1000 / len(timed) * Timer(
+            "for batch in timed: model(batch.features, batch.lengths)", num_threads=1,
+            globals={"model": model, "timed": timed}).timeit(PASSES).mean
+        wer = teacher.evaluate(model.to(args.device), load(args), data.vocabulary).errors.wer
+        count = sum(p.numel() for part, p in model.named_parameters()
+                    if "projection" not in part)  # training's second head
+        rows[name] = {"checkpoint": str(path), "bytes": size, "parameters": count,
+                      "milliseconds": speed, f"{split}_wer": wer}
+        print(f"{name:<10}{count:>12,}{size / 1e6:>7.1f} MB{speed:>17.2f}{wer:>11.2%}")
     if alone := rows.get("baseline", {}).get(f"{split}_wer"):
         gain = 1 - rows["student"][f"{split}_wer"] / alone
         print(f"Distillation: {abs(gain):.0%} {'fewer' if gain >= 0 else 'more'} errors than the "

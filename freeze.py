@@ -11,9 +11,12 @@ reached, resumed or not. Epochs, stages and steps are counted from 0.
 import argparse
 import itertools
 import math
+import os
 
 import numpy as np
-from torch import nn
+import torch
+from torch import distributed, nn
+from torch.distributed import _functional_collectives
 
 # The network's children from input to output: the one layer table. `stem` is I3D's conv_1a to
 # conv_2c; the mixed blocks have the endpoint names of I3D's checkpoints.
@@ -36,8 +39,7 @@ class UnfreezeSchedule:
     of the epochs and the others at equal distances before it. stages=1 never releases anything:
     plain freezing. Frozen layers are released by block (mixed_5; mixed_4; mixed_3 and stem) where
     there are at least as many frozen blocks as releases, else by single layer. ValueError for an
-    unknown layer and for stages that would release nothing or have no epoch.
-    """
+    unknown layer and for stages that would release nothing or have no epoch."""
 
     def __init__(self, layers, epochs, stages=STAGES, freeze_until=FREEZE_UNTIL,
                  always_trainable=(), unfreeze_by=None):
@@ -81,10 +83,8 @@ class UnfreezeSchedule:
 
     def learning_rate_factor(self, epoch, step, steps_per_epoch):
         """The share of the maximal learning rate at a step of an epoch, above 0 and at most 1.
-
         In each stage a linear warm-up over WARMUP of its steps, then half a cosine to zero. A decay
-        over the whole run instead would leave the last released layers next to no learning rate.
-        """
+        over the whole run instead would leave the last released layers next to no learning rate."""
         stage = self.stage(epoch)
         first, end = (*self.starts, self.epochs)[stage:stage + 2]
         step += (epoch - first) * steps_per_epoch
@@ -96,21 +96,33 @@ class UnfreezeSchedule:
 
 class BatchNorm1d(nn.BatchNorm1d):
     """nn.BatchNorm1d that, while frozen, uses and keeps its running statistics: [N, C] -> [N, C].
-
     PyTorch's own re-enters training mode at the next model.train(), whatever requires_grad says,
-    and its running statistics then drift (pytorch#86590).
-    """
+    and its running statistics then drift (pytorch#86590)."""
 
     def train(self, mode=True):
         return super().train(mode and self.weight.requires_grad)
+
+    def forward(self, rows):
+        if not (self.training and distributed.is_initialized()):
+            return super().forward(rows)
+        # nn.SyncBatchNorm refuses CPUs. Sums over all processes, 1 + 2 * C numbers in one message:
+        sums = torch.cat((rows.new_tensor([len(rows)]), rows.sum(dim=0), (rows ** 2).sum(dim=0)))
+        count, *sums = sum_over_processes(sums).split([1, len(self.bias), len(self.bias)])
+        mean, square = (some / count for some in sums)                      # [C], [C]
+        var = square - mean ** 2
+        with torch.no_grad():
+            self.num_batches_tracked += 1
+            momentum = self.momentum or 1 / self.num_batches_tracked  # None: the mean of all
+            self.running_mean.lerp_(mean, momentum)
+            self.running_var.lerp_(var * count / (count - 1), momentum)
+        return (rows - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
 
 def apply_freeze(model, trainable):
     """Let exactly the named parts of the model train.
 
     trainable: names of layers, of modules in them (`stem.conv_1a`) or of single parameters.
     Sets requires_grad; the BatchNorm1d above then keep their statistics through any train().
-    ValueError for a name the model does not have, and for a frozen BatchNorm of another class.
-    """
+    ValueError for a name the model does not have, and for a frozen BatchNorm of another class."""
     used = set()
     for name, parameter in model.named_parameters():
         owners = {owner for owner in trainable if f"{name}.".startswith(f"{owner}.")}
@@ -132,6 +144,42 @@ def layer_groups(model):
     return [{"name": name, "params": list(layer.parameters())}
             for name, layer in model.named_children()]
 
+# ---------------------------------------------------------------- several processes
+# Under torchrun each process does the same with its share of a batch. Losses and BatchNorm's
+# statistics are means over the whole batch, so the number of processes changes no result.
+def join_processes(device):
+    """Join torchrun's other processes, if any. The device of this one."""
+    if distributed.is_torchelastic_launched():
+        if device.startswith("cuda"):
+            torch.cuda.set_device(device := f"cuda:{os.environ['LOCAL_RANK']}")
+        distributed.init_process_group()  # gloo for CPU tensors, nccl for a GPU's
+    return device
+
+def processes():
+    """(which process this is, how many there are)."""
+    if distributed.is_initialized():
+        return distributed.get_rank(), distributed.get_world_size()
+    return 0, 1
+
+def in_first(function):
+    """What function() returns in the first process, in all of them: the others wait for it."""
+    result = [None if processes()[0] else function()]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(result)
+    return result[0]
+
+def sum_over_processes(tensor):
+    """The sum over torchrun's processes, also of its gradients; in one process the tensor."""
+    if distributed.is_initialized():
+        return _functional_collectives.all_reduce(tensor, "sum", distributed.group.WORLD)
+    return tensor
+
+def batch_mean(total, count):
+    """The mean over the whole batch, of the sum and the count of this process's share."""
+    total, count = sum_over_processes(torch.stack((total, total.new_tensor(count))))
+    return total / count
+
+# ---------------------------------------------------------------- the program
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
     parser = argparse.ArgumentParser(

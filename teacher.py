@@ -29,7 +29,7 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from torch.nn.utils import rnn
 from torch.utils.data import DataLoader, Dataset
@@ -52,8 +52,7 @@ BRANCHES = {
 }
 # Max-pooling over time before a block: kernel in frames, smallest stride at which it halves time.
 POOLS = {"mixed_4b": (3, 4), "mixed_5b": (2, 8)}
-STRIDES = (2, 4, 8)
-TEMPORAL_STRIDE, HIDDEN_SIZE, DROPOUT = 4, 256, 0.5  # defaults of network and flags
+STRIDES, TEMPORAL_STRIDE, HIDDEN_SIZE, DROPOUT = (2, 4, 8), 4, 256, 0.5  # and the defaults
 BACKBONE_CTC = 1.0            # weight of the second head's CTC loss, of the flag
 FEATURE_CLIP_STD = 1e4        # standard deviations from the mean at which a feature is clamped
 
@@ -70,8 +69,8 @@ CORRUPT_IDS = {"13April_2011_Wednesday_tagesschau_default-14"}  # of Phoenix-201
 BLANK = "<blank>"
 BEST = {"teacher": "best_i3d.pth", "student": "best_student.pth"}  # the best epoch's checkpoint
 RUN_FILES = ("last.pth", *BEST.values(), "log.jsonl", "curves.svg")
-NOT_SAVED = {"resume", "evaluate", "split", "predict", "picture", "ctm", "beam_width", "lm_weight",
-             "json", "export", "write_corpus", "validate_data", "no_baseline"}  # no part of a run
+NOT_SAVED = {"resume", "evaluate", "split", "predict", "picture", "ctm", "beam_width",
+             "json", "export", "validate_data", "no_baseline"}  # no part of a run
 
 # ---------------------------------------------------------------- the network
 def neighbours(lengths, kernel, left, stride=1, dilation=1):
@@ -79,8 +78,7 @@ def neighbours(lengths, kernel, left, stride=1, dilation=1):
 
     lengths: [B] frames. left: taps before the output's own frame. dilation: frames between taps.
     Returns (index [N', kernel], lengths' [B] = ceil(lengths / stride)). Index N stands for a row of
-    zeros, which is what a frame before a sentence's start or after its end reads.
-    """
+    zeros, which is what a frame before a sentence's start or after its end reads."""
     outputs = -(-lengths // stride)
     sentence = torch.repeat_interleave(outputs)                 # [N'], of each output row
     position = torch.arange(len(sentence)) - (outputs.cumsum(0) - outputs)[sentence]
@@ -90,12 +88,9 @@ def neighbours(lengths, kernel, left, stride=1, dilation=1):
     return torch.where(inside, first + frame, lengths.sum()), outputs
 
 def gather(rows, index):
-    """[N, C], [N', kernel] -> [N', kernel, C], zeros where the index is N."""
+    """[N, C], [N', kernel] -> [N', kernel, C], zeros where the index is N. The maximum over kernel
+    is a pooling: rows come from a ReLU, so zeros change nothing."""
     return F.embedding(index, F.pad(rows, (0, 0, 0, 1)), padding_idx=len(rows))
-
-def max_pool(rows, index):
-    """[N, C], [N', kernel] -> [N', C]. Rows come from a ReLU: zeros outside change nothing."""
-    return gather(rows, index).amax(dim=1)
 
 def standardise(features, model):
     """[..., D] -> [..., D] in the train split's standard deviations. Clamped, so that one wrong
@@ -114,10 +109,11 @@ class Unit(nn.Module):
 
     def forward(self, rows, index=None):
         """index: [N', kernel] of neighbours; None for a kernel of one frame."""
+        weight = self.conv.weight                                           # [C', C, kernel]
         if index is not None:
             rows = gather(rows, index).flatten(1)                           # [N', kernel * C]
-        weight = self.conv.weight.transpose(1, 2).flatten(1)                # [C', kernel * C]
-        return F.relu(self.bn(F.linear(rows, weight)))
+            weight = weight.transpose(1, 2)                                 # [C', kernel, C]
+        return F.relu(self.bn(F.linear(rows, weight.flatten(1))))
 
 class Stem(nn.Module):
     """conv_1a halves time; I3D's two poolings in the stem are over space alone."""
@@ -143,7 +139,7 @@ class Inception(nn.Module):
 
     def forward(self, rows, window3):
         return torch.cat((self.b0(rows), self.b1b(self.b1a(rows), window3), self.b2b(
-            self.b2a(rows), window3), self.b3b(max_pool(rows, window3))), dim=1)
+            self.b2a(rows), window3), self.b3b(gather(rows, window3).amax(dim=1))), dim=1)
 
 class I3DTeacher(nn.Module):
     """I3D over time, BiLSTM, classifier. Children in the order of freeze.LAYERS.
@@ -153,8 +149,7 @@ class I3DTeacher(nn.Module):
     both keep their window with stride 1, and all kernels behind are dilated (a trous: Chen et al.
     2018, arXiv 1606.00915): in evaluation every second (fourth) output frame equals stride 8's.
     backbone_ctc: above 0 the network has a second head, which serves training alone: the classifier
-    on a projection of the backbone's frames (VAC: Min et al. 2021, arXiv 2104.02330, section 3.2).
-    """
+    on a projection of the backbone's frames (VAC: Min et al. 2021, arXiv 2104.02330, part 3.2)."""
 
     kind = "teacher"
     options = ("temporal_stride", "hidden_size", "dropout", "backbone_ctc")
@@ -180,13 +175,15 @@ class I3DTeacher(nn.Module):
 
     def forward(self, features, lengths, both_heads=False):
         """[B, T, D], [B] -> (logits [B, T', V], lengths' [B]); what lies past lengths' is noise.
-        both_heads: (logits, lengths', the second head's logits)."""
+        both_heads: (logits, lengths', the second head's logits), where there is such a head."""
         frames, lengths = self.backbone(features, lengths)                  # [B, T', 1024]
         frames = F.dropout(frames, self.dropout, self.training)
-        packed = rnn.pack_padded_sequence(frames, lengths, batch_first=True, enforce_sorted=False)
-        hidden, _ = rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
+        with torch.autocast(frames.device.type, enabled=False):  # it would run the LSTM in fp16
+            packed = rnn.pack_padded_sequence(frames.to(self.feature_mean), lengths,
+                                              batch_first=True, enforce_sorted=False)
+            hidden, _ = rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
         hidden = F.dropout(hidden, self.dropout, self.training)             # [B, T', 2 * hidden]
-        if both_heads:
+        if both_heads and self.backbone_ctc:
             projected = F.dropout(self.classifier.projection(frames), self.dropout, self.training)
             return self.classifier(hidden), lengths, self.classifier(projected)
         return self.classifier(hidden), lengths
@@ -210,7 +207,7 @@ class I3DTeacher(nn.Module):
             stride = 2 if self.temporal_stride >= halves_from else 1
             if kernel:
                 window, lengths = neighbours(lengths, kernel, (kernel - 2) // 2, stride, dilation)
-                rows = max_pool(rows, window.to(device))
+                rows = gather(rows, window.to(device)).amax(dim=1)
                 dilation *= 2 // stride
                 window3, _ = neighbours(lengths, 3, left=1, dilation=dilation)
             rows = getattr(self, name)(rows, window3.to(device))
@@ -390,8 +387,7 @@ class SentenceDataset(Dataset):
 
     augment: (features, glosses, generator) -> features, or None. The generator is seeded by seed (a
     list) and k: what is drawn depends on neither batches nor workers. A gloss outside the
-    vocabulary has no class: it is no target, but an error in scoring, which compares glosses.
-    """
+    vocabulary has no class: it is no target, but an error in scoring, which compares glosses."""
 
     def __init__(self, sentences, vocabulary, dim, augment, seed):
         self.sentences, self.dim, self.augment, self.seed = sentences, dim, augment, seed
@@ -427,12 +423,20 @@ class Batch(NamedTuple):
                              targets=self.targets.to(device, non_blocking=True))
 
 def make_loader(sentences, vocabulary, dim, args, augment=None, epoch=None):
-    """Batches of sentences in their order, or in an epoch's: a function of --seed and epoch."""
-    seed = [args.seed, epoch or 0]
-    order = np.random.default_rng([*seed, 0]).permutation(len(sentences)).tolist()
-    return DataLoader(SentenceDataset(sentences, vocabulary, dim, augment, seed), args.batch_size,
-                      sampler=None if epoch is None else order, collate_fn=Batch.collate,
-                      num_workers=args.num_workers, pin_memory=args.device.startswith("cuda"))
+    """Batches of nearly equal size: of all sentences in their order, or this process's share of an
+    epoch's batches, whose order is a function of --seed and epoch. ValueError for empty shares."""
+    seed, order, (rank, count) = [args.seed, epoch or 0], np.arange(len(sentences)), (0, 1)
+    if epoch is not None:
+        order = np.random.default_rng([*seed, 0]).permutation(order)
+        rank, count = freeze.processes()
+    batches = np.array_split(order, math.ceil(len(order) / args.batch_size) or 1)
+    if count > max(1, len(batches[-1])):
+        raise ValueError(f"{count} processes, expected at most the {len(batches[-1])} sentences of "
+                         f"a batch, see --batch_size")
+    return DataLoader(SentenceDataset(sentences, vocabulary, dim, augment, seed),
+                      batch_sampler=[batch[rank::count].tolist() for batch in batches],
+                      collate_fn=Batch.collate, num_workers=args.num_workers,
+                      pin_memory=args.device.startswith("cuda"))
 
 @np.errstate(over="ignore")  # infinity is clamped by standardise()
 def augment(features, glosses, generator, mean, std, stride):
@@ -463,8 +467,7 @@ def synthetic_corpus(seed=0, sizes=SIZES):
 
     A gloss is a sequence of three out of seven key poses; features glide from pose to pose, also
     from gloss to gloss (coarticulation). Eight signers differ in size, place, speed and style; two
-    are in dev and test only. A sentence follows a random grammar of six successors per gloss.
-    """
+    are in dev and test only. A sentence follows a random grammar of six successors per gloss."""
     rng = np.random.default_rng([seed, POSES])
     poses = rng.standard_normal((POSES, 2 * HAND))
     forms = [form for form in np.ndindex(POSES, POSES, POSES) if form[0] != form[1] != form[2]]
@@ -499,21 +502,11 @@ def _sign(sequence, signer, rng):
         track[start:start + int(rng.integers(1, 5)), first:first + HAND] = 0
     return track.astype(np.float32)
 
-def write_corpus(corpus, directory):
-    """Write a corpus with its features in memory as files in the project's layout."""
-    Path(directory).mkdir(parents=True)  # a new one: nobody's annotations are written over
-    for split, sentences in corpus.items():
-        (folder := Path(directory, "features", split)).mkdir(parents=True)
-        lines = ["id|folder|signer|annotation"]
-        for s in sentences:
-            np.save(folder / f"{s.id}.npy", s.features)
-            lines.append(f"{s.id}|{s.id}/1/*.png|{s.signer}|{' '.join(s.glosses)}")
-        adapt.write_text("\n".join(lines) + "\n", Path(directory) / f"{split}.corpus.csv")
-
 # ---------------------------------------------------------------- training
 def ctc_losses(logits, lengths, batch):
     """[B] CTC losses in nats per gloss: each sentence's loss over its number of glosses."""
-    log_probs = logits.float().log_softmax(dim=2).transpose(0, 1)           # [T', B, V]
+    precise = torch.promote_types(logits.dtype, torch.float32)  # under autocast it may be half
+    log_probs = logits.log_softmax(dim=2, dtype=precise).transpose(0, 1)    # [T', B, V]
     losses = F.ctc_loss(log_probs, batch.targets, lengths, batch.target_lengths, blank=0,
                         reduction="none")
     return losses / batch.target_lengths.clamp(min=1).to(losses.device)
@@ -521,33 +514,41 @@ def ctc_losses(logits, lengths, batch):
 def ctc_loss(model, batch):
     """Mean over the batch's sentences of the CTC loss in nats per gloss, of the logits plus, where
     the network has a second head, backbone_ctc times that of the second head's."""
-    if not model.backbone_ctc:
-        return ctc_losses(*model(batch.features, batch.lengths), batch).mean()
-    logits, lengths, second = model(batch.features, batch.lengths, both_heads=True)
+    logits, lengths, *second = model(batch.features, batch.lengths, both_heads=True)
     losses = ctc_losses(logits, lengths, batch)
-    return (losses + model.backbone_ctc * ctc_losses(second, lengths, batch)).mean()
+    if second:
+        weight = getattr(model, "module", model).backbone_ctc  # .module: DistributedDataParallel's
+        losses = losses + weight * ctc_losses(*second, lengths, batch)
+    return freeze.batch_mean(losses.sum(), len(losses))
 
 def train_one_epoch(model, loader, optimizer, learning_rate, loss_function):
     """(mean loss over the steps, steps left out because loss or gradient was not finite).
-
-    learning_rate: step -> rate. loss_function: (model, Batch) -> scalar.
-    """
+    learning_rate: step -> rate. loss_function: (model, Batch) -> scalar."""
     model.train()
+    network = model
+    if distributed.is_initialized():  # made anew per epoch: it averages what trains when it is made
+        network = nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
     parameters = [p for p in model.parameters() if p.requires_grad]
-    losses = []
+    losses, started = [], time.monotonic()
     for step, batch in enumerate(loader):
         for group in optimizer.param_groups:
             group["lr"] = learning_rate(step)
-        loss = loss_function(model, batch.to(model.feature_mean.device))
+        loss = loss_function(network, batch.to(model.feature_mean.device))
         optimizer.zero_grad()
         loss.backward()
-        norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP_NORM)
-        if math.isfinite(loss.item()) and math.isfinite(norm.item()):
-            optimizer.step()
-            losses.append(loss.item())
+        norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
+        finite = (loss.detach() + norm).isfinite()
+        losses.append(loss.detach().where(finite, math.nan))
+        # Fused AdamW divides the gradients by grad_scale and leaves the step out where found_inf is
+        # 1, so nothing here waits for the device.
+        optimizer.grad_scale = (norm / GRADIENT_CLIP_NORM).clamp(min=1).float()
+        optimizer.found_inf = (~finite).float()
+        optimizer.step()
         if sys.stderr.isatty():  # one line, rewritten in place
-            print(f"\r  step {step + 1}/{len(loader)}  loss {loss.item():.3f}\r", end="",
-                  file=sys.stderr)
+            left = int((time.monotonic() - started) / (step + 1) * (len(loader) - step - 1))
+            print(f"\r  step {step + 1}/{len(loader)}  loss {loss.item():.3f}  left "
+                  f"{left // 60}:{left % 60:02d} \r", end="", file=sys.stderr)
+    losses = [loss for loss in torch.stack(losses).tolist() if math.isfinite(loss)]
     if not losses or not all(value.isfinite().all() for value in model.state_dict().values()):
         raise FloatingPointError("NaN or infinity in loss or weights, try a lower --learning_rate")
     return sum(losses) / len(losses), len(loader) - len(losses)
@@ -600,25 +601,26 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
                              f"expected the same glosses and features")
         model.load_state_dict(last["model_state_dict"])
         optimizer.load_state_dict(last["optimizer"])
-        torch.set_rng_state(last["random"])
         header = {**header, **last["header"], "arguments": header["arguments"]}
         history = last["log"]
     else:
-        adapt.move_aside(folder, RUN_FILES)
+        freeze.in_first(lambda: adapt.move_aside(folder, RUN_FILES))
     started, done, found = time.monotonic(), len(history), None
+    save = lambda: save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
     for epoch in range(done, args.epochs):
-        # Before the first epoch too, so that there is something to resume from at any time.
-        save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
+        freeze.in_first(save)  # before the first epoch too, so that any run can be resumed
         freeze.apply_freeze(model, schedule.trainable(epoch))
         if epoch in (*schedule.starts, done):
             size = sum(p.numel() for p in model.parameters() if p.requires_grad)
             print(f"epoch {epoch:>3}  stage {schedule.stage(epoch)} trains {size:,} parameters: "
                   f"{' '.join(schedule.trainable(epoch))}")
         batches = load(sentences, augment=augmentation, epoch=epoch)
-        factor = partial(schedule.learning_rate_factor, epoch, steps_per_epoch=len(batches))
-        loss, skipped = train_one_epoch(model, batches, optimizer,
-                                        lambda step: args.learning_rate * factor(step),
-                                        loss_function)
+        rate = lambda step: args.learning_rate * schedule.learning_rate_factor(
+            epoch, step, len(batches))
+        # Dropout too is a function of seed and epoch: there is no random state to resume.
+        drawn = np.random.SeedSequence([args.seed, epoch, freeze.processes()[0]]).generate_state(1)
+        torch.manual_seed(int(drawn[0]))
+        loss, skipped = train_one_epoch(model, batches, optimizer, rate, loss_function)
         found = evaluate(model, load(dev), data.vocabulary)
         history.append({"epoch": epoch, "stage": schedule.stage(epoch), "loss": loss,
                         "dev_loss": found.loss, "wer": found.errors.wer, **asdict(found.errors),
@@ -627,10 +629,10 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
         left = int((time.monotonic() - started) / (epoch + 1 - done) * (args.epochs - 1 - epoch))
         best, note = best_epoch(history), f"  {skipped} steps not finite" if skipped else ""
         print(f"epoch {epoch:>3}  loss {loss:6.3f}  dev {found.loss or math.nan:6.3f}  WER "
-              f"{found.errors.rates()}  blank {history[-1]['blank_share']:4.0%}  best "
+              f"{found.errors.rates()}  blank {found.blank_share:4.0%}  best "
               f"{100 * best['wer']:6.2f}% at {best['epoch']:<3}  left {left // 60}:{left % 60:02d}"
               f"{note}", flush=True)
-    save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
+    freeze.in_first(save)
     print("The last epoch's ", end="")
     diagnose(model, sentences, dev, found or evaluate(model, load(dev), data.vocabulary),
              data.vocabulary, args)
@@ -659,8 +661,8 @@ def save_run(folder, model, optimizer, schedule, vocabulary, header, history):
                "epoch": len(history) - 1, "wer": history[-1]["wer"] if history else None}
     if history and best_epoch(history) is history[-1]:
         adapt.save_checkpoint(content, folder / BEST[model.kind])
-    content |= {"optimizer": optimizer.state_dict(), "random": torch.get_rng_state(),
-                "always_trainable": [*schedule.always_trainable], "header": header, "log": history}
+    content |= {"optimizer": optimizer.state_dict(), "header": header, "log": history,
+                "always_trainable": [*schedule.always_trainable]}
     adapt.save_checkpoint(content, folder / "last.pth")
     lines = [json.dumps(row) + "\n" for row in (header, *history)]
     adapt.write_text("".join(lines), folder / "log.jsonl")
@@ -695,11 +697,11 @@ def make_parser(program, description, output_dir, learning_rate, dropout):
             ("weight_decay", rate, 0.01, "AdamW's"),
             ("dropout", number(float, 0, 0.99), dropout, "share dropped before the last layers"),
             ("seed", number(int, 0, 2 ** 63 - 1), 0, "of all that is drawn"),
-            ("num_workers", number(int, 0, 1000), 0, "processes that read data ahead"),
+            ("num_workers", number(int, 0, 1000), 2 * torch.cuda.is_available(),
+             "processes that read data ahead"),
             ("overfit", count, None, "train on so many sentences, not augmented, and score these"),
             ("ctm", str, None, "file for the hypotheses of --evaluate, for wer.py or sclite"),
-            ("beam_width", count, 1, "prefixes that --evaluate and --predict keep; 1: greedy"),
-            ("lm_weight", rate, 0.0, "of a bigram model of the train annotations in beam search")):
+            ("beam_width", count, 1, "prefixes that --evaluate and --predict keep; 1: greedy")):
         add(f"--{name}", type=kind, default=default, help=text)
     gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
     devices = ["cuda", *gpus, "cpu"] if gpus else ["cpu"]
@@ -719,6 +721,8 @@ def run_program(parser, argv, model_class, run):
     """Print what run(args, last) returns, with --json. last: with --resume the content of last.pth.
     Errors end without traceback: status 2 for what the user gave, 1 for what failed."""
     args, last = parser.parse_args(argv), None
+    if int(os.environ.get("RANK", 0)):  # of torchrun's processes the first one speaks for all
+        args.json, sys.stdout = False, open(os.devnull, "w")
     if (args.picture or args.ctm) and args.evaluate is None:
         parser.error("--picture and --ctm go with --evaluate")
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
@@ -727,12 +731,17 @@ def run_program(parser, argv, model_class, run):
         with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
             if args.resume:
                 args, last = resume_flags(parser, argv, args.output_dir, model_class)
+            args.device = freeze.join_processes(args.device)
             result = run(args, last)
+            if distributed.is_initialized():
+                distributed.destroy_process_group()
         if args.json:
             print(json.dumps(result))
     except ValueError as error:  # from a DataLoader's worker it comes with a traceback in words
         parser.exit(2, f"{parser.prog}: {str(error).rpartition('ValueError: ')[2].rstrip()}\n")
-    except (OSError, MemoryError, FloatingPointError, torch.OutOfMemoryError) as error:
+    except (OSError, MemoryError, FloatingPointError, RuntimeError) as error:
+        if type(error) is RuntimeError and not str(error).startswith("DataLoader worker"):
+            raise  # a defect of this program; torch.OutOfMemoryError is another class
         parser.exit(1, f"{parser.prog}: {str(error) or 'out of memory'}\n")
     except KeyboardInterrupt:
         parser.exit(130, f"{parser.prog}: interrupted; a training continues with --resume "
@@ -760,19 +769,16 @@ def run_checkpoint(args, model_class):
     model, checkpoint = adapt.load_model(path, model_class)
     vocabulary = checkpoint["vocabulary"]
     data_dir = args.data_dir or checkpoint["config"]["data_dir"]
-    read = partial(read_split, data_dir, clean=checkpoint["config"].get("clean_annotations"))
-    sentences = ([Sentence(file, "", (), file) for file in args.predict] if args.predict
-                 else read(args.split))
+    sentences = ([Sentence(file, "", (), file) for file in args.predict] if args.predict else
+                 read_split(data_dir, args.split, checkpoint["config"].get("clean_annotations")))
     glosses = {gloss for sentence in sentences for gloss in sentence.glosses}
     if unknown := sorted(glosses - {*vocabulary}):
         print(f"Not in the vocabulary of {path}, certain errors: {' '.join(unknown)}")
     if len(unknown) == len(glosses) and not args.predict:
         raise ValueError(f"{data_dir}: no {args.split} split, or no gloss of it known to {path}")
     decode = wer.greedy_decode
-    if args.beam_width > 1 or args.lm_weight:
-        known = [s.glosses for s in read("train")] if args.lm_weight else []
-        decode = partial(wer.beam_decode, beam_width=args.beam_width,
-                         lm=args.lm_weight * wer.bigram_lm(known, vocabulary))
+    if args.beam_width > 1:
+        decode = partial(wer.beam_decode, beam_width=args.beam_width)
     loader = make_loader(sentences, vocabulary, len(model.feature_mean), args)
     found = evaluate(model.to(args.device), loader, vocabulary, decode)
     errors, hypotheses = found.errors, found.hypotheses
@@ -811,12 +817,14 @@ def load_weights(model, data, args):
     if not args.pretrained_weights:
         print("Weights: random, so every layer is fresh and trains in every epoch")
         return freeze.LAYERS
+    if args.pretrained_weights == adapt.KINETICS:
+        freeze.in_first(adapt.fetch_kinetics)
     report = adapt.load_pretrained(model, args.pretrained_weights, args.adapt_method,
                                    data.vocabulary)
     print(report)
     if args.adapt_method == "temporal_max" and report.adapted:
         print("BatchNorm statistics are re-estimated on the training features")
-        loader = make_loader(data.splits["train"], data.vocabulary, len(data.mean), args)
+        loader = make_loader(data.splits["train"], data.vocabulary, len(data.mean), args, epoch=0)
         adapt.estimate_batchnorm(model, (batch[:2] for batch in loader))
     return report.fresh_modules
 
@@ -824,10 +832,7 @@ def run_teacher(args, last):
     """What the flags of teacher.py ask for. Returns what --json prints."""
     started = time.monotonic()
     if args.predict or args.evaluate is not None:
-        return run_checkpoint(args, I3DTeacher)
-    if args.write_corpus:
-        write_corpus(synthetic_corpus(), args.write_corpus)
-        return {"data_dir": args.write_corpus}
+        return freeze.in_first(lambda: run_checkpoint(args, I3DTeacher))
     freezing = args.freeze_backbone or args.progressive_unfreeze or args.freeze_until_layer
     make_schedule = partial(freeze.UnfreezeSchedule, freeze.LAYERS, args.epochs,
                             args.unfreeze_stages if args.progressive_unfreeze else 1,
@@ -840,18 +845,18 @@ def run_teacher(args, last):
     describe_data(data)
     if args.validate_data:
         usable, count = len(alignable(data, args.temporal_stride)), len(data.splits["train"])
-        known = any(g in data.vocabulary for s in data.splits["dev"] for g in s.glosses)
+        known = sum(g in data.vocabulary for s in data.splits["dev"] for g in s.glosses)
         if 2 * usable < count or not known:
             raise OSError(f"{data.name}: {usable} of {count} train sentences have enough frames, "
-                          f"{'some' if known else 'none'} of dev's glosses are in train: expected "
-                          f"at least half, and some")
+                          f"{known} of dev's glosses are in train: expected at least half, and any")
         return {"data_dir": data.name, "usable": usable}
     model = make_model(I3DTeacher, data, args)
     fresh = last["always_trainable"] if last else load_weights(model, data, args)
     schedule = make_schedule(always_trainable=fresh)
-    with adapt.lock(args.output_dir):
+    with adapt.lock(args.output_dir, freeze.processes()[0]):
         best = train(model.to(args.device), data, args, schedule, last=last)
-        return {**report(best, data, args), "seconds": round(time.monotonic() - started, 1)}
+        result = freeze.in_first(lambda: report(best, data, args))
+    return {**result, "seconds": round(time.monotonic() - started, 1)}
 
 def report(best, data, args):
     """Print the best epoch and, where there is a test split, its WER there; the same as a dict."""
@@ -872,7 +877,7 @@ def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
     parser, either = make_parser("teacher.py", __doc__.split("\n")[0], "checkpoints/teacher", 1e-3,
                                  DROPOUT)
-    count, add = number(int, 1, 10 ** 6), parser.add_argument
+    add = parser.add_argument
     add("--temporal_stride", type=int, choices=STRIDES, default=TEMPORAL_STRIDE,
         help="frames per output")
     add("--hidden_size", type=number(int, 1, 10 ** 4), default=HIDDEN_SIZE, help="of the LSTM")
@@ -885,10 +890,8 @@ def main(argv=None):
         help="freeze stem to LAYER, LAYER included")
     add("--progressive_unfreeze", action="store_true",
         help="freeze, then release from the top over the epochs (see freeze.py)")
-    add("--unfreeze_stages", type=count, default=freeze.STAGES, help="of --progressive_unfreeze")
-    add("--unfreeze_by", type=float, metavar="FRACTION", help="share of the epochs after which all "
-        "layers train; none: stages of equal length")
-    either.add_argument("--write_corpus", metavar="DIR", help="write the built-in corpus as files")
+    add("--unfreeze_stages", type=int, default=freeze.STAGES, help="of --progressive_unfreeze")
+    add("--unfreeze_by", type=float, metavar="FRACTION", help="share of epochs until all train")
     either.add_argument("--validate_data", metavar="DIR", type=os.path.abspath,
                         help="read and describe a corpus directory; status 0 if training can run")
     run_program(parser, argv, I3DTeacher, run_teacher)

@@ -67,7 +67,13 @@ class FolderTestCase(unittest.TestCase):
     def corpus(self, name="corpus", **sizes):
         """A small corpus on disk in the project's layout."""
         if not (self.folder / name).exists():
-            teacher.write_corpus(teacher.synthetic_corpus(sizes=SIZES | sizes), self.folder / name)
+            for split, sentences in teacher.synthetic_corpus(sizes=SIZES | sizes).items():
+                rows = [f"{s.id}|{s.id}/1/*.png|{s.signer}|{' '.join(s.glosses)}\n"
+                        for s in sentences]
+                self.write(f"{name}/{split}.corpus.csv",
+                           "".join(["id|folder|signer|annotation\n", *rows]))
+                for s in sentences:
+                    self.write(f"{name}/features/{split}/{s.id}.npy", to_bytes(np.save, s.features))
         return self.folder / name
 
     def program(self, main, *arguments):
@@ -362,8 +368,9 @@ class WordErrorRate(FolderTestCase):
         result = json.loads(out)
         self.assertEqual([result[key] for key in ("hits", "substitutions", "deletions",
                                                   "insertions", "missing")], [2, 3, 4, 3, ["s3"]])
-        for line in ("  ref  a b c x y * * *", "  hyp  * * * x y p q r", "       D D D     I I I",
-                     "  hyp  * [empty]", "      1  loc-nord -> nord",
+        for line in ("  D c                        *\n    x                        x",
+                     "  I *                        p", "  S e                        [empty]",
+                     "      1  loc-nord -> nord",
                      "1 sentences have no hypothesis, scored as empty: s3"):
             self.assertIn(f"{line}\n", err)
         self.assertIn("WER 111.11% (10 errors in 9 glosses", err)
@@ -395,30 +402,19 @@ class WordErrorRate(FolderTestCase):
             with self.subTest(words=words):
                 self.assert_refused(wer.main, arguments, words)
 
-    def test_long_alignments_are_wrapped(self):
-        glosses = " ".join(f"GLOSS{k}" for k in range(30))
-        _, out, _ = self.program(wer.main, self.write("a.txt", glosses),
-                                 self.write("b.txt", glosses + " MORE"), "--show")
-        shown = out[:out.index("Most confused")].split("\n")
-        self.assertLessEqual(max(map(len, shown)), 100)
-        self.assertEqual(" ".join(line[7:] for line in shown if line.startswith("  ref")),
-                         glosses + " *")
-
     def test_it_needs_no_torch(self):
         code = "import sys, wer; sys.exit('torch' in sys.modules)"
         self.assertEqual(subprocess.run([sys.executable, "-c", code], cwd=HERE).returncode, 0)
 
 # ---------------------------------------------------------------- wer.py: decoding
 
-def decoding_by_enumeration(log_probs, lm):
-    """The classes whose paths have the highest probability together, times the language model's."""
+def decoding_by_enumeration(log_probs):
+    """The classes whose paths have the highest probability together."""
     total, frames = {}, log_probs.tolist()
     for path in itertools.product(range(log_probs.shape[1]), repeat=log_probs.shape[0]):
         classes = tuple(k for k, _ in itertools.groupby(path) if k != 0)
         probability = math.exp(sum(frame[k] for frame, k in zip(frames, path)))
         total[classes] = total.get(classes, 0) + probability
-    for classes in total:
-        total[classes] *= math.exp(sum(lm[a, b] for a, b in zip((0, *classes), (*classes, 0))))
     return max(total, key=total.get)
 
 def random_log_probs(rng, *shape):
@@ -426,7 +422,7 @@ def random_log_probs(rng, *shape):
     return logits - np.log(np.exp(logits).sum(axis=-1, keepdims=True))
 
 class Decoding(unittest.TestCase):
-    """wer.py: greedy and beam search, the language model"""
+    """wer.py: greedy and beam search"""
 
     two_frames = np.log([[[0.6, 0.4], [0.6, 0.4]]])  # [B, T', V]: the blank and A
 
@@ -440,10 +436,9 @@ class Decoding(unittest.TestCase):
         for case in range(24):
             log_probs, lengths = random_log_probs(rng, 2, 5, 4), [5, 3]
             log_probs[0] += 2 * np.eye(4)[[1, 0, 1, 2, 0]] * (case % 3 == 0)
-            lm = random_log_probs(rng, 4, 4) if case % 2 else None
-            found = wer.beam_decode(log_probs, lengths, " ABC", 400, lm, -math.inf)
+            found = wer.beam_decode(log_probs, lengths, " ABC", 400, -math.inf)
             for frames, n, glosses in zip(log_probs, lengths, found):
-                best = decoding_by_enumeration(frames[:n], np.zeros((4, 4)) if lm is None else lm)
+                best = decoding_by_enumeration(frames[:n])
                 self.assertEqual(glosses, tuple(" ABC"[k] for k in best))
                 repeats += any(a == b for a, b in zip(glosses, glosses[1:]))
         self.assertGreaterEqual(repeats, 2)
@@ -456,7 +451,7 @@ class Decoding(unittest.TestCase):
 
     def test_unlikely_classes_are_not_tried(self):
         for probability, glosses in ((0.39, ("A",)), (0.41, ())):
-            found = wer.beam_decode(self.two_frames, [2], " A", 10, None, math.log(probability))
+            found = wer.beam_decode(self.two_frames, [2], " A", 10, math.log(probability))
             self.assertEqual(found, [glosses])
         frames = np.log([[[0.004, 0.006, *[0.005] * 198]]])    # all below the default of -5 nats
         self.assertEqual(wer.beam_decode(frames, [1], [str(k) for k in range(200)]), [("1",)])
@@ -473,17 +468,6 @@ class Decoding(unittest.TestCase):
             alone = [decode(log_probs[k:k + 1, :n], [n], vocabulary)[0]
                      for k, n in enumerate(lengths)]
             self.assertEqual((alone, together[4]), (together, ()))
-
-    def test_language_model_is_a_ratio_to_the_frequency(self):
-        sentences = [("A", "B"), ("A", "B"), ("A", "C", "unknown")]
-        frequency = [(n + 1) / (9 + 5) for n in (3, 3, 2, 1, 0)]  # end, A, B, C, D and one each
-        lm = np.exp(wer.bigram_lm(sentences, ["", "A", "B", "C", "D"])) * frequency
-        np.testing.assert_allclose(lm.sum(axis=1), 1)
-        kept, freed = (2 - 0.5) / 3, 2 * 0.5 / 3                  # A B was seen twice of 3
-        self.assertAlmostEqual(lm[1, 2], kept + freed * frequency[2])
-        self.assertAlmostEqual(lm[1, 4], freed * frequency[4])
-        self.assertAlmostEqual(lm[0, 1], (3 - 0.5) / 3 + 0.5 / 3 * frequency[1])
-        np.testing.assert_allclose(lm[4], frequency)              # D was never seen
 
 # ---------------------------------------------------------------- adapt.py
 
@@ -889,39 +873,6 @@ sys.settrace(lambda frame, *_: trace if frame.f_code.co_name == "{function}"
 # Functions (`_save` is torch's) and the last of their lines that is drawn: two epochs' worth.
 INSTANTS = {"train_one_epoch": 80, "_save": 4000, "save_run": 20, "write_file": 50,
             "apply_freeze": 2000, "evaluate": 30}
-# What the hostile write into files, besides broken bytes.
-TOKENS = (b"../x", b"\0", b"\x1b[31m", b"\xff\xfe", b"\r\n", b"|", b"\n", b" ", b"nan", b"1e999",
-          b"cos\nsystem\n(tR", b"\xff\xff\xff\x7f", b"(9999999999, 16)", b"'O'", b"h\0", b".")
-
-def mutated(content, rng):
-    """Some bytes, or all after some place, changed, put in, cut out or repeated."""
-    content = bytearray(content)
-    for _ in range(rng.integers(1, 5)):
-        start, size = int(rng.integers(len(content) + 1)), int(rng.choice((1, 4, 9, 40, 1 << 20)))
-        token, old = TOKENS[rng.integers(len(TOKENS))], content[start:start + size]
-        content[start:start + size] = (b"", old + old, rng.bytes(len(old)), rng.bytes(4) + old,
-                                       token + old, token + old[len(token):])[rng.integers(6)]
-    return bytes(content)
-
-def fuzz_targets():
-    """(name, content of a good file, what reads it) for every reader of the project."""
-    array = np.arange(60, dtype=np.float32).reshape(20, 3)
-    weights = {"state_dict": {"module.Mixed_3b.b0.conv3d.weight": torch.randn(2, 3, 1, 1, 1),
-                              "logits.conv3d.bias": torch.randn(4), "epoch": torch.tensor(3)}}
-    config = {"temporal_stride": 4, "channels": 4, "dropout": 0.3, "teacher_checkpoint": "x"}
-    best = {"model": "student", "model_state_dict": distill.Student(3, 4, 4, 4).state_dict(),
-            "config": config, "vocabulary": ["<blank>", "A", "B", "C"], "epoch": 0, "wer": 0.5}
-    yield "a.csv", b"id|folder|signer|annotation\ns1|f|S|A  B A \ns2|f|S|B\n", wer.read_annotations
-    yield "a.stm", b"s1 1 x 0.0 1.79769e+308 A B\ns2 1 x 0 1 <o,f0,m> C\n", wer.read_sentences
-    yield "a.ctm", b"s1 1 0.0 0.1 A\ns1 1 0.2 0.1 B 0.9\ns2 1 0 1 C\n", wer.read_sentences
-    yield "a.txt", "A B\n\nÄ C\n".encode(), wer.read_sentences
-    for name, save in (("a.npy", np.save), ("b.npz", np.savez), ("c.npz", np.savez_compressed)):
-        yield name, to_bytes(save, array), teacher.read_features
-    for zipped in (True, False):
-        save = lambda file, some: torch.save(some, file, _use_new_zipfile_serialization=zipped)
-        yield "weights.pth", to_bytes(save, weights), adapt.read_checkpoint
-        yield "best.pth", to_bytes(save, best), lambda path: adapt.load_model(path, distill.Student)
-
 def arguments(**changes):
     """The flags of a small run, for calls of the library."""
     return argparse.Namespace(**{"batch_size": 4, "num_workers": 0, "device": "cpu", "seed": 0,
@@ -936,7 +887,7 @@ class Teacher(FolderTestCase):
         with contextlib.redirect_stdout(io.StringIO()):
             data = teacher.read_data(str(self.corpus()))
         model = teacher.make_model(teacher.I3DTeacher, data, arguments(hidden_size=hidden_size))
-        return data, model, torch.optim.AdamW(model.parameters())
+        return data, model, torch.optim.AdamW(model.parameters(), fused=True)
 
     def loader(self, data, augment=None, epoch=None, **changes):
         return teacher.make_loader(data.splits["train"], data.vocabulary, 16, arguments(**changes),
@@ -961,12 +912,12 @@ class Teacher(FolderTestCase):
         return {group["name"]: [taken.get(p, 0) for p in group["params"]]
                 for group in optimizer["param_groups"]}
 
-    def checkpoint(self):
+    def checkpoint(self, std=1.0):
         """(path, model) of a best_i3d.pth as an earlier version wrote it: no second head, flags
-        that are gone. Untrained, but its classes change with the features."""
+        that are gone. Untrained, but its classes change with the features; std of its classifier."""
         (data, model, _), path = self.small_data(), self.folder / "best_i3d.pth"
         adapt.estimate_batchnorm(model, (batch[:2] for batch in self.loader(data)))
-        nn.init.normal_(model.classifier.weight)
+        nn.init.normal_(model.classifier.weight, std=std)
         config = {"data_dir": str(self.corpus()), "temporal_stride": 4, "dropout": 0.5,
                   "hidden_size": 8, "weight_decay": 0.01, "device": "auto", "epochs": 50}
         torch.save({"model": "teacher", "model_state_dict": model.state_dict(), "epoch": 0,
@@ -998,7 +949,8 @@ class Teacher(FolderTestCase):
             nn.init.uniform_(unit.bn.running_mean), nn.init.uniform_(unit.bn.running_var)
             lengths = torch.tensor([*map(len, sentences)])
             index, n = teacher.neighbours(lengths, kernel, left, stride, dilation)
-            found = zip(unit(rows, index).split([*n]), teacher.max_pool(rows, index).split([*n]))
+            maxima = teacher.gather(rows, index).amax(dim=1)
+            found = zip(unit(rows, index).split([*n]), maxima.split([*n]))
             for sentence, (units, maxima) in zip(sentences, found):
                 padded = F.pad(sentence.T, (dilation * left, dilation * kernel))[None]
                 convolved = F.conv1d(padded, unit.conv.weight, None, stride, 0, dilation)
@@ -1314,7 +1266,7 @@ class Teacher(FolderTestCase):
         header, *rows = self.rows
         for keys, found in (
                 ("best_i3d.pth curves.svg last.pth log.jsonl", os.listdir(folder)),
-                (shared, best), (f"{shared} optimizer random", last),
+                (shared, best), (f"{shared} optimizer", last),
                 ("arguments versions", header), ("seed device data_dir", header["arguments"]),
                 ("epoch stage loss dev_loss wer hits substitutions deletions insertions "
                  "blank_share learning_rate skipped_steps", rows[0])):
@@ -1353,20 +1305,19 @@ class Teacher(FolderTestCase):
     # The program
     @torch.no_grad()
     def test_evaluate_and_predict_decode_one_split(self):
-        (best, model), greedy, beam = self.checkpoint(), {}, {}
+        (best, model), greedy, beam = self.checkpoint(std=0.1), {}, {}
         vocabulary = torch.load(best)["vocabulary"]
-        train, test = (teacher.read_split(self.corpus(), split) for split in ("train", "test"))
-        lm = 3 * wer.bigram_lm([sentence.glosses for sentence in train], vocabulary)
+        test = teacher.read_split(self.corpus(), "test")
         for sentence in test:
             features = torch.from_numpy(np.load(sentence.features))[None]
             logits, lengths = model(features, torch.tensor([features.shape[1]]))
             path = [k for k, _ in itertools.groupby(logits[0].argmax(dim=1).tolist())]
             greedy[sentence.id] = [vocabulary[k] for k in path if k]
-            (glosses,) = wer.beam_decode(logits.log_softmax(2).numpy(), lengths, vocabulary, 4, lm)
+            (glosses,) = wer.beam_decode(logits.log_softmax(2).numpy(), lengths, vocabulary, 4)
             beam[sentence.id] = [*glosses]
         self.assertNotEqual(greedy, beam)
         flags = ["--evaluate", best, "--split", "test", "--device", "cpu", "--json"]
-        _, out, _ = self.program(teacher.main, *flags, "--beam_width", 4, "--lm_weight", 3)
+        _, out, _ = self.program(teacher.main, *flags, "--beam_width", 4)
         self.assertEqual(json.loads(out)["hypotheses"], beam)
         for path in self.corpus().rglob("*.*"):  # what --evaluate and --predict do not need
             path.name.startswith("test") or path.unlink()
@@ -1483,7 +1434,6 @@ class Teacher(FolderTestCase):
             with self.subTest(flags=flags):
                 self.assert_refused(teacher.main, flags, words)
         self.assertFalse(new.exists())
-        self.assert_refused(teacher.main, ["--write_corpus", other], "exists", status=1)
 
     def test_a_process_prints_no_traceback(self):
         best, _ = self.checkpoint()
@@ -1559,29 +1509,59 @@ class Teacher(FolderTestCase):
                 adapt.save_checkpoint(content, self.folder / "last.pth")
                 signal.setitimer(signal.ITIMER_REAL, 0)
 
-    def test_mutated_files_are_read_or_refused(self):
-        rng, inside, refused, targets = np.random.default_rng(0), [], 0, [*fuzz_targets()]
+# One of torchrun's processes: in float64, as the order of a sum alone changes float32, without
+# dropout, which each process draws for itself, and ending after a number of epochs.
+ONE_PROCESS = """
+import sys
+import torch, distill, teacher
+torch.set_default_dtype(torch.float64)
+distill.BLOCK_DROPOUT, left, train = 0, int(sys.argv[2]), teacher.train_one_epoch
+def limited(*arguments):
+    global left
+    left -= 1
+    return train(*arguments) if left >= 0 else sys.exit(1)
+teacher.train_one_epoch = limited
+{"teacher": teacher, "distill": distill}[sys.argv[1]].main(sys.argv[3:])
+"""
 
-        def audit(event, details):  # PEP 578: no reader runs, writes or asks for anything
-            if inside and (event.startswith(("os.", "subprocess.", "socket.", "shutil.", "ctypes."))
-                           or event == "open" and details[2] & (os.O_WRONLY | os.O_RDWR)):
-                inside.append((event, details))
-        sys.addaudithook(audit)
-        for number in range(-len(targets), int(os.environ.get("FUZZ", 3000))):
-            name, content, read = targets[number % len(targets)]
-            path = self.write(name, mutated(content, rng) if number >= 0 else content)
-            with self.subTest(number=number, name=name):
-                try:
-                    inside[:] = [path]
-                    read(path)
-                except ValueError as error:
-                    refused += 1
-                    self.assertRegex(str(error), f"^{path}.*$")
-                    self.assertGreaterEqual(number, 0, error)  # below all are as they were
-                finally:
-                    events, inside[:] = inside[1:], []
-                self.assertEqual(events, [])
-        self.assertGreater(refused, number // 2)
+class SeveralProcesses(FolderTestCase):
+    """torchrun --nproc_per_node N teacher.py and distill.py"""
+
+    def launch(self, count, module, epochs, *flags):
+        """The run's stdout with `count` processes (1: without torchrun), after so many epochs."""
+        script = [self.write("one_process.py", ONE_PROCESS), module, epochs, *flags]
+        if count > 1:
+            script = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node", count,
+                      *script]
+        done = subprocess.run([sys.executable, *map(str, script)], capture_output=True, text=True,
+                              env={**os.environ, "PYTHONPATH": str(HERE), "OMP_NUM_THREADS": "1"})
+        self.assertEqual(("Warning" in done.stderr, done.returncode), (False, epochs < 3), done)
+        return done.stdout
+
+    def assert_number_changes_nothing(self, module, *flags):
+        """A run of one process equals, up to rounding, one of two processes for two epochs that is
+        resumed with three. Returns its folder."""
+        alone, shared = self.folder / f"{module}1", self.folder / f"{module}23"
+        flags = [*flags, "--epochs", 3, "--batch_size", 5, "--dropout", 0, "--output_dir"]
+        self.launch(1, module, 3, *flags, alone)
+        self.launch(2, module, 2, *flags, shared)
+        out = self.launch(3, module, 3, "--resume", *flags[-1:], shared, *flags[:1])
+        self.assertEqual(out.count("diagnosis:"), 1)  # the first process speaks for all
+        torch.testing.assert_close(*([
+            [[row[key] for key in ("loss", "dev_loss", "wer")] for row in last["log"]],
+            last["model_state_dict"]] for last in (torch.load(folder / "last.pth")
+                                                   for folder in (alone, shared))),
+                                   rtol=1e-9, atol=1e-9)
+        return alone
+
+    def test_their_number_changes_no_result(self):
+        source = self.assert_number_changes_nothing(
+            "teacher", "--progressive_unfreeze", "--unfreeze_stages", 3,  # releases in both parts
+            "--data_dir", self.corpus(train=13), "--hidden_size", 8,
+            "--pretrained_weights", adapt.fetch_kinetics().resolve())
+        self.assert_number_changes_nothing(
+            "distill", "--no_baseline", "--teacher_checkpoint", source / "best_i3d.pth",
+            "--channels", 8)
 
 class Distillation(FolderTestCase):
     """distill.py: loss, student, training from a teacher, report, export"""
@@ -1624,7 +1604,8 @@ class Distillation(FolderTestCase):
                 total += temperature ** 2 / 12 * sum(pk * (pk / qk).log() for pk, qk in zip(p, q))
             with torch.autocast("cpu", kind, enabled=kind != torch.float64):
                 loss = distill.kd_loss(student, soft, torch.tensor(lengths), temperature)
-            torch.testing.assert_close(loss, total.float(), rtol=1e-4, atol=1e-5)  # and its dtype
+            total = total.to(torch.promote_types(kind, torch.float32))
+            torch.testing.assert_close(loss, total, rtol=1e-4, atol=1e-5)  # and its dtype
             gradients = [torch.autograd.grad(x, student)[0] for x in (loss, total)]
             torch.testing.assert_close(*gradients, rtol=0.01, atol=1e-6)
 

@@ -27,8 +27,6 @@ from pathlib import Path
 
 import numpy as np
 
-DISCOUNT = 0.5  # subtracted from each bigram count, in favour of the bigrams that were not seen
-
 # Costs of a substitution, an insertion and a deletion. LARGE is above any number of
 # substitutions: fewer errors always cost less, and of equally many those with more hits.
 LARGE = 10 ** 6
@@ -47,26 +45,21 @@ EMPTY = "[EMPTY]"  # Phoenix-2014's hypothesis without glosses: one substitution
 # ---------------------------------------------------------------- decoding
 def greedy_decode(log_probs, lengths, vocabulary):
     """The best class of each frame, repeats merged, blanks removed: a list of B tuples of glosses.
-
-    log_probs: [B, T', V]. lengths: [B], valid frames. vocabulary: V glosses, the blank first.
-    """
+    log_probs: [B, T', V]. lengths: [B], valid frames. vocabulary: V glosses, the blank first."""
     paths = log_probs.argmax(axis=2)                                    # [B, T', V] -> [B, T']
     return [tuple(vocabulary[k] for k, _ in itertools.groupby(path[:n].tolist()) if k != 0)
             for path, n in zip(paths, lengths)]
 
-def beam_decode(log_probs, lengths, vocabulary, beam_width=10, lm=None, min_log_prob=-5.0):
+def beam_decode(log_probs, lengths, vocabulary, beam_width=10, min_log_prob=-5.0):
     """The glosses with the most probable paths together: a list of B tuples of glosses.
 
     log_probs [B, T', V], in nats, lengths and vocabulary as in greedy_decode. beam_width: prefixes
-    kept after each frame. lm: [V, V] nats to add for a gloss (column) after another (row), class
-    0 as begin (row) and end (column): bigram_lm times its weight. min_log_prob: classes of a
-    frame below it are not tried, except its best (pyctcdecode's token_min_logp).
-    """
-    lm = np.broadcast_to(0.0, (len(vocabulary),) * 2) if lm is None else lm
-    return [tuple(vocabulary[k] for k in _prefix_search(frames[:n], beam_width, lm, min_log_prob))
+    kept after each frame. min_log_prob: classes of a frame below it are not tried, except its best
+    (pyctcdecode's token_min_logp)."""
+    return [tuple(vocabulary[k] for k in _prefix_search(frames[:n], beam_width, min_log_prob))
             for frames, n in zip(log_probs, lengths)]
 
-def _prefix_search(frames, beam_width, lm, min_log_prob):
+def _prefix_search(frames, beam_width, min_log_prob):
     """CTC prefix beam search (Hannun et al. 2014, arXiv 1408.2873): [T', V] -> classes."""
     tried = frames >= min_log_prob                                      # [T', V]
     tried[range(len(frames)), frames.argmax(axis=1)] = True
@@ -87,31 +80,14 @@ def _prefix_search(frames, beam_width, lm, min_log_prob):
                 start = blank if k == last else total  # a gloss again only after a blank
                 if start > -math.inf:
                     paths = grown[(*prefix, k)]
-                    paths[1] = _log_add(paths[1], start + log_prob + lm.item(last, k))
+                    paths[1] = _log_add(paths[1], start + log_prob)
         beam = dict(sorted(grown.items(), key=lambda item: -_log_add(*item[1]))[:beam_width])
-    return max(beam, key=lambda prefix: _log_add(*beam[prefix]) + lm.item(prefix[-1], 0))[1:]
+    return next(iter(beam))[1:]
 
 def _log_add(a, b):
     """log(exp(a) + exp(b)); numpy.logaddexp takes several times as long on two floats."""
     low, high = (a, b) if a < b else (b, a)
     return high if low == -math.inf else high + math.log1p(math.exp(low - high))
-
-def bigram_lm(sentences, vocabulary):
-    """[V, V] in nats: log P(gloss | previous gloss) - log P(gloss), the previous one as the row.
-
-    sentences: tuples of glosses, unknown ones left out. Class 0 is the begin as a row, the end as
-    a column. P(gloss) is divided out because the network has learned it. Absolute discounting
-    (Ney et al. 1994); the discounted mass goes to all glosses by frequency.
-    """
-    classes = {gloss: k for k, gloss in enumerate(vocabulary)}
-    counts = np.zeros((len(classes), len(classes)))                     # [V, V]
-    for sentence in sentences:
-        path = [0, *(classes[gloss] for gloss in sentence if gloss in classes), 0]
-        for previous, k in zip(path, path[1:]):
-            counts[previous, k] += 1
-    frequency = (counts.sum(axis=0) + 1) / (counts.sum() + len(classes))                # [V]
-    kept = np.maximum(counts - DISCOUNT, 0) / np.maximum(counts.sum(axis=1, keepdims=True), 1)
-    return np.log(kept / frequency + 1 - kept.sum(axis=1, keepdims=True))
 
 # ---------------------------------------------------------------- alignment and scoring
 @dataclass(frozen=True)
@@ -205,10 +181,8 @@ def edit_distance(ref, hyp):
 
 def score(references, hypotheses, scoring="levenshtein"):
     """WordErrors of a corpus.
-
     references, hypotheses: as many sentences in the same order, each a sequence of glosses or a
-    string of glosses separated by whitespace, else ValueError. scoring: "levenshtein", "sclite".
-    """
+    string of glosses separated by whitespace, else ValueError. scoring: "levenshtein", "sclite"."""
     if scoring not in COSTS:
         raise ValueError(f"scoring {scoring!r}: expected {' or '.join(COSTS)}")
     if len(references) != len(hypotheses):
@@ -235,10 +209,8 @@ def constant_answer(references):
 
 def diagnosis(train_wer, dev, constant, blank_share, unknown, new_signers):
     """Lines that say what the errors (dev: WordErrors) suggest and which flags to try.
-
     train_wer: without augmentation, NaN where not known. constant: WER of constant_answer. Shares:
-    blank_share of dev's frames; unknown of dev's glosses, not in train.
-    """
+    blank_share of dev's frames; unknown of dev's glosses, not in train."""
     counts = {"deletions": dev.deletions, "insertions": dev.insertions}
     fewer, more = sorted(counts, key=counts.get)
     low, high = (counts[name] / max(1, dev.reference_glosses) for name in (fewer, more))
@@ -252,8 +224,8 @@ def diagnosis(train_wer, dev, constant, blank_share, unknown, new_signers):
         (blank_share > 0.95, f"only blanks, {blank_share:.0%} of the frames: usual in the first "
                              f"epochs; later a smaller --temporal_stride or more --epochs"),
         (blank_share <= 0.95 and high > 2 * low + 0.05,
-         f"{more} prevail, {high:.1%} of the glosses, {fewer} {low:.1%}: --beam_width 10 with "
-         f"--lm_weight, a {'smaller' if more == 'deletions' else 'larger'} --temporal_stride"),
+         f"{more} prevail, {high:.1%} of the glosses, {fewer} {low:.1%}: --beam_width "
+         f"10, a {'smaller' if more == 'deletions' else 'larger'} --temporal_stride"),
         (unknown, f"{unknown:.1%} of the reference glosses are not in train and stay errors"),
         (new_signers, f"{new_signers} signers are not in train: expect more errors on them"))
     return [text for applies, text in rules if applies] or ["nothing conspicuous"]
@@ -292,9 +264,7 @@ Annotation = namedtuple("Annotation", "id signer glosses")  # str, str, tuple of
 
 def read_annotations(path):
     """[Annotation] of a corpus file: UTF-8, Phoenix-2014's or -2014-T's columns, separated by |.
-
-    ValueError: "path:line: what was found, what was expected".
-    """
+    ValueError: "path:line: what was found, what was expected"."""
     (where, header), *rows = ((where, line.split("|")) for where, line in _lines(path))
     columns = [names.split("|") for names in COLUMNS if {*names.split("|")} <= {*header}]
     if not columns:
@@ -337,8 +307,7 @@ def read_sentences(path):
 
     Plain text: a sentence per line, its number (an int) being the id; an empty line is an empty
     sentence. STM and CTM: NIST's lines, see FORMATS; times in seconds, channels ignored, comments
-    after ;;. ValueError: "path:line: what was found, what was expected".
-    """
+    after ;;. ValueError: "path:line: what was found, what was expected"."""
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":
         return {annotation.id: annotation.glosses for annotation in read_annotations(path)}
@@ -364,9 +333,7 @@ def read_sentences(path):
 
 def pair(reference, hypothesis):
     """(ids, references, hypotheses, ids without hypothesis) of two files, in the reference's order.
-
-    Such a hypothesis is empty; it is a ValueError in plain text, as is an id without reference.
-    """
+    Such a hypothesis is empty; it is a ValueError in plain text, as is an id without reference."""
     ref, hyp = read_sentences(reference), read_sentences(hypothesis)
     if unknown := [name for name in hyp if name not in ref]:
         raise ValueError(f"{hypothesis}: {len(unknown)} ids that {reference} does not have, "
@@ -381,10 +348,8 @@ COLOURS = ("#1f77b4", "#d62728", "#2ca02c", "#9467bd", "#b35900", "#8c564b")
 
 def chart(panels, ticks, axis, bands=()):
     """SVG of line charts one below the other, over the x values from ticks[0] to ticks[-1].
-
     panels: [(title, [(colour, name, [(x, y), ...])])]; a name stands at its line's highest point.
-    ticks: x values to print. axis: text below. bands: x where each shading begins.
-    """
+    ticks: x values to print. axis: text below. bands: x where each shading begins."""
     width, height, out = 760, 180, []  # of a panel, in pixels
     x = lambda value: 60 + width * (value - ticks[0]) / max(1, ticks[-1] - ticks[0])
     text = lambda x, y, words, style="": out.append(
@@ -444,21 +409,14 @@ def posteriors_svg(panels, vocabulary, stride, reference):
 
 # ---------------------------------------------------------------- program
 def print_alignments(names, references, hypotheses, scoring):
-    """Print each sentence's alignment and the most confused pairs."""
+    """Print each sentence's alignment, a line per pair of glosses, and the most confused pairs."""
     confused = Counter()
     for name, ref, hyp in zip(names, references, hypotheses):
         print(name)
-        margin = lines = ("  ref ", "  hyp ", "      ")
         for r, h in align(_glosses(ref, scoring), _glosses(hyp, scoring), scoring):
-            mark = "" if r == h else "I" if r is None else "D" if h is None else "S"
+            mark = " " if r == h else "I" if r is None else "D" if h is None else "S"
             confused[r, h] += mark == "S"
-            cells = (r or "*", h or "*", mark)
-            width = max(map(len, cells))
-            if len(lines[0]) + width >= 100 and lines is not margin:
-                print(*(line.rstrip() for line in lines), sep="\n")
-                lines = margin
-            lines = [f"{line} {cell:<{width}}" for line, cell in zip(lines, cells)]
-        print(*(line.rstrip() for line in lines), sep="\n")
+            print(f"  {mark} {r or '*':<24} {h or '*'}")
     print("Most confused (reference -> hypothesis)")
     for (ref, hyp), times in (+confused).most_common(10):
         print(f"  {times:>5}  {ref} -> {hyp}")

@@ -147,9 +147,8 @@ def write_file(path, write):
 
 @contextlib.contextmanager
 def lock(folder, rank=0):
-    """While this context lasts, or until the process and its workers end, no other process gets the
-    lock of this folder, which is made where it is missing; rank: of torchrun's processes the first
-    (0) takes it for all. ValueError where another has it."""
+    """Lock a folder, made where it is missing, until this context or the process and its workers
+    end. ValueError where another run has it. Of torchrun's processes rank 0 takes it for all."""
     Path(folder).mkdir(parents=True, exist_ok=True)
     with open(Path(folder, ".lock"), "w") as file:
         try:
@@ -213,10 +212,8 @@ def _download(directory):
 
 # ---------------------------------------------------------------- any checkpoint's weights
 def read_checkpoint(source):
-    """(weights, vocabulary) of a checkpoint file, or of the known name i3d_kinetics400.
-
-    weights: this project's names -> float tensors in PyTorch's axis order; convolutions keep
-    their 3D kernels. vocabulary: the list that this project's checkpoints carry, else None.
+    """(weights, vocabulary) of a checkpoint file or of i3d_kinetics400. weights: this project's
+    names -> tensors in PyTorch's axis order, kernels in 3D. vocabulary: None in others' files.
     ValueError for what is no such file, OSError where Kinetics cannot be fetched."""
     path = fetch_kinetics() if str(source) == KINETICS else Path(source)
     content = load_file(path)
@@ -284,10 +281,8 @@ def adapt_batchnorm(weight, bias, mean, var, k, eps=BATCHNORM_EPS):
 
 def adapt_weights(weights, method=METHOD):
     """(1D weights, names of adapted convolutions) of a dict from read_checkpoint.
-
-    For the two mean methods the BatchNorm of each adapted unit is rescaled; a gamma the file
-    does not have (DeepMind's networks have none) is 1. For temporal_max no exact rule exists:
-    the statistics are passed on, and have to be re-estimated on the target data."""
+    For the two mean methods each adapted unit's BatchNorm is rescaled; a gamma that the file lacks
+    (DeepMind's have none) is 1. temporal_max has no exact rule: re-estimate on the target data."""
     result, adapted = dict(weights), []
     for name, weight in weights.items():
         if weight.dim() != 5 or not name.endswith(".conv.weight"):
@@ -331,11 +326,9 @@ class LoadReport:
             f"Fresh (not in the checkpoint): {', '.join(self.fresh_modules) or 'nothing'}"))
 
 def load_pretrained(model, source, method=METHOD, vocabulary=None):
-    """Fill the model, in place, with what fits it of a checkpoint. Returns a LoadReport.
-
-    model: its layers' names are matched against the checkpoint's. source: a file or
-    i3d_kinetics400. vocabulary: the model's list of classes; a checkpoint that was trained for
-    another one keeps its classifier. ValueError where nothing of the backbone fits."""
+    """Fill the model, in place, with what fits it by name and shape of a checkpoint (source: a file
+    or i3d_kinetics400). Returns a LoadReport. vocabulary: the model's classes; a classifier that
+    was trained for others is not loaded. ValueError where nothing of the backbone fits."""
     weights, trained_for = read_checkpoint(source)
     values, adapted = adapt_weights(weights, method)
     state, report = model.state_dict(), LoadReport(str(source), method, [], [], {}, [])

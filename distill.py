@@ -35,10 +35,8 @@ TIMED, PASSES = 50, 5             # sentences whose time is taken, and how often
 # ---------------------------------------------------------------- losses
 def kd_loss(student_logits, teacher_logits, lengths, temperature):
     """T^2 * KL(teacher || student) at temperature T, in nats per frame (Hinton et al. 2015).
-
-    student_logits, teacher_logits: [B, T', V]. lengths: [B] valid frames. Summed over classes,
-    mean over the valid frames of the batch, so neither padding nor how sentences are batched
-    together changes what a frame counts. T^2 keeps the gradient's size from depending on T."""
+    student_logits, teacher_logits: [B, T', V]. lengths: [B]. Summed over classes, mean over the
+    batch's valid frames: no padding counts. T^2 keeps the gradient's size from depending on T."""
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"logits of student {list(student_logits.shape)} and teacher "
                          f"{list(teacher_logits.shape)}, expected the same frames and classes")
@@ -252,8 +250,7 @@ def report(models, data, args):
 
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
-    parser, _ = teacher.make_parser("distill.py", __doc__.split("\n")[0], "checkpoints/student",
-                                    2e-3, DROPOUT)
+    parser, _ = teacher.make_parser("distill.py", __doc__, "checkpoints/student", 2e-3, DROPOUT)
     add = parser.add_argument
     add("--teacher_checkpoint", type=os.path.abspath, metavar="FILE",
         default="checkpoints/teacher/best_i3d.pth", help="best_i3d.pth of teacher.py")

@@ -35,11 +35,10 @@ class UnfreezeSchedule:
     layers: all layer names from input to output. freeze_until: the last layer that starts frozen;
     None freezes nothing. always_trainable: names of modules in frozen layers that train in every
     epoch (those a checkpoint did not fill). starts: the first epoch of each stage, as
-    numpy.array_split divides the epochs; with unfreeze_by the last stage starts after this share
-    of the epochs and the others at equal distances before it. stages=1 never releases anything:
-    plain freezing. Frozen layers are released by block (mixed_5; mixed_4; mixed_3 and stem) where
-    there are at least as many frozen blocks as releases, else by single layer. ValueError for an
-    unknown layer and for stages that would release nothing or have no epoch."""
+    numpy.array_split divides the epochs; with unfreeze_by the last stage starts after this share of
+    the epochs, the others at equal distances before it. stages=1: plain freezing. Layers are
+    released by block (mixed_5; mixed_4; mixed_3 and stem) where at least as many are frozen as
+    there are releases, else singly. ValueError for an unknown layer and for empty stages."""
 
     def __init__(self, layers, epochs, stages=STAGES, freeze_until=FREEZE_UNTIL,
                  always_trainable=(), unfreeze_by=None):
@@ -119,7 +118,6 @@ class BatchNorm1d(nn.BatchNorm1d):
 
 def apply_freeze(model, trainable):
     """Let exactly the named parts of the model train.
-
     trainable: names of layers, of modules in them (`stem.conv_1a`) or of single parameters.
     Sets requires_grad; the BatchNorm1d above then keep their statistics through any train().
     ValueError for a name the model does not have, and for a frozen BatchNorm of another class."""
@@ -157,9 +155,8 @@ def join_processes(device):
 
 def processes():
     """(which process this is, how many there are)."""
-    if distributed.is_initialized():
-        return distributed.get_rank(), distributed.get_world_size()
-    return 0, 1
+    return ((distributed.get_rank(), distributed.get_world_size()) if distributed.is_initialized()
+            else (0, 1))
 
 def in_first(function):
     """What function() returns in the first process, in all of them: the others wait for it."""
@@ -170,14 +167,38 @@ def in_first(function):
 
 def sum_over_processes(tensor):
     """The sum over torchrun's processes, also of its gradients; in one process the tensor."""
-    if distributed.is_initialized():
-        return _functional_collectives.all_reduce(tensor, "sum", distributed.group.WORLD)
-    return tensor
+    return (_functional_collectives.all_reduce(tensor, "sum", distributed.group.WORLD)
+            if distributed.is_initialized() else tensor)
 
 def batch_mean(total, count):
     """The mean over the whole batch, of the sum and the count of this process's share."""
     total, count = sum_over_processes(torch.stack((total, total.new_tensor(count))))
     return total / count
+
+class Batches:
+    """The batches of an epoch, lists of (epoch, index): a DataLoader's batch_sampler.
+
+    count sentences in batches of nearly equal size, at most batch_size; without seed all in their
+    order, else in an order drawn by seed and epoch (set by the caller), of each batch this
+    process's share. ValueError where that would be empty."""
+
+    def __init__(self, count, batch_size, seed=None):
+        self.count, self.seed, self.epoch = count, seed, 0
+        self.batches = max(1, math.ceil(count / batch_size))
+        self.process, self.processes = (0, 1) if seed is None else processes()
+        if self.processes > max(1, count // self.batches):
+            raise ValueError(f"{self.processes} processes, expected at most {count // self.batches}"
+                             f", the sentences of a batch: see --batch_size")
+
+    def __len__(self):
+        return self.batches
+
+    def __iter__(self):
+        order = np.arange(self.count)
+        if self.seed is not None:
+            order = np.random.default_rng([self.seed, self.epoch, 0]).permutation(order)
+        for batch in np.array_split(order, self.batches):
+            yield [(self.epoch, k) for k in batch[self.process::self.processes].tolist()]
 
 # ---------------------------------------------------------------- the program
 def main(argv=None):

@@ -14,6 +14,7 @@ L glosses of a sentence. Epochs are counted from 0.
 
 import argparse
 import contextlib
+import difflib
 import hashlib
 import json
 import math
@@ -75,7 +76,6 @@ NOT_SAVED = {"resume", "evaluate", "split", "predict", "picture", "ctm", "beam_w
 # ---------------------------------------------------------------- the network
 def neighbours(lengths, kernel, left, stride=1, dilation=1):
     """Which rows each output row of a convolution or pooling over time sees.
-
     lengths: [B] frames. left: taps before the output's own frame. dilation: frames between taps.
     Returns (index [N', kernel], lengths' [B] = ceil(lengths / stride)). Index N stands for a row of
     zeros, which is what a frame before a sentence's start or after its end reads."""
@@ -238,10 +238,9 @@ def frames_needed(glosses):
     return len(glosses) + sum(a == b for a, b in zip(glosses, glosses[1:]))
 
 def read_split(data_dir, split, clean=None):
-    """[Sentence] of a split; data_dir None: the built-in corpus. [] where there is no test file;
-    without a dev file dev is a tenth of the train sentences, drawn by their ids. clean="phoenix":
-    train annotations by the official rules. ValueError for broken annotations; features are not
-    read yet."""
+    """[Sentence] of a split, features not yet read; data_dir None: the built-in corpus. [] without
+    a test file; without a dev file dev is a tenth of the train sentences, drawn by their ids.
+    clean="phoenix": train annotations by the official rules. ValueError for broken annotations."""
     if not data_dir:
         return synthetic_corpus()[split]
     paths = {split: [path for folder in ("", "annotations/manual") for name in ANNOTATIONS
@@ -310,11 +309,12 @@ def read_data(data_dir, vocabulary=None, dim=None, clean=None):
         try:
             sentences += [(split, sentence) for sentence in read_split(data_dir, split, clean)]
         except ValueError as error:
-            errors.append(str(error))
+            errors += str(error).split("\n  ")
     paths = {Path(s.features).with_suffix("") for _, s in sentences} if data_dir else {}
+    spare = {}  # folder -> names of files without an annotation
     for folder in sorted({path.parent for path in paths}):
-        names = sorted(p.name for p in folder.glob("*.*") if p.with_suffix("") not in paths)
-        if names:
+        spare[folder] = sorted(p.name for p in folder.glob("*.*") if p.with_suffix("") not in paths)
+        if names := spare[folder]:
             print(f"{folder}: {len(names)} files without an annotation: {' '.join(names[:5])}")
     splits = {split: [] for split in SPLITS}
     seen, digest, total, squares = {}, hashlib.sha256(), 0.0, 0.0
@@ -322,7 +322,9 @@ def read_data(data_dir, vocabulary=None, dim=None, clean=None):
         try:
             features = read_features(sentence.features, dim)
         except ValueError as error:
-            errors.append(str(error))
+            near = "No such file" in str(error) and difflib.get_close_matches(
+                sentence.features.name, spare[sentence.features.parent], 1)
+            errors.append(f"{error}" + (f"; is {near[0]} meant?" if near else ""))
             continue
         dim, content = features.shape[1], hashlib.sha256(features).hexdigest()
         digest.update(repr((split, sentence[:3], content)).encode())
@@ -383,10 +385,10 @@ def alignable(data, stride):
     return kept
 
 class SentenceDataset(Dataset):
-    """Item k: (features [T, D] float32, classes [L]) of sentence k.
+    """Item (epoch, k): (features [T, D] float32, classes [L]) of sentence k.
 
-    augment: (features, glosses, generator) -> features, or None. The generator is seeded by seed (a
-    list) and k: what is drawn depends on neither batches nor workers. A gloss outside the
+    augment: (features, glosses, generator) -> features, or None. The generator is seeded by seed,
+    epoch and k: what is drawn depends on neither batches nor workers. A gloss outside the
     vocabulary has no class: it is no target, but an error in scoring, which compares glosses."""
 
     def __init__(self, sentences, vocabulary, dim, augment, seed):
@@ -396,11 +398,12 @@ class SentenceDataset(Dataset):
     def __len__(self):
         return len(self.sentences)
 
-    def __getitem__(self, index):
+    def __getitem__(self, item):
+        epoch, index = item
         glosses = self.sentences[index].glosses
         features = read_features(self.sentences[index].features, self.dim)
         if self.augment:
-            generator = np.random.default_rng([*self.seed, 1 + index])  # 0 is the order's
+            generator = np.random.default_rng([self.seed, epoch, 1 + index])  # 0: the order
             features = self.augment(features, glosses, generator)
         classes = [self.classes[gloss] for gloss in glosses if gloss in self.classes]
         return torch.from_numpy(features), torch.tensor(classes, dtype=torch.long)
@@ -422,20 +425,13 @@ class Batch(NamedTuple):
         return self._replace(features=self.features.to(device, non_blocking=True),
                              targets=self.targets.to(device, non_blocking=True))
 
-def make_loader(sentences, vocabulary, dim, args, augment=None, epoch=None):
-    """Batches of nearly equal size: of all sentences in their order, or this process's share of an
-    epoch's batches, whose order is a function of --seed and epoch. ValueError for empty shares."""
-    seed, order, (rank, count) = [args.seed, epoch or 0], np.arange(len(sentences)), (0, 1)
-    if epoch is not None:
-        order = np.random.default_rng([*seed, 0]).permutation(order)
-        rank, count = freeze.processes()
-    batches = np.array_split(order, math.ceil(len(order) / args.batch_size) or 1)
-    if count > max(1, len(batches[-1])):
-        raise ValueError(f"{count} processes, expected at most the {len(batches[-1])} sentences of "
-                         f"a batch, see --batch_size")
-    return DataLoader(SentenceDataset(sentences, vocabulary, dim, augment, seed),
-                      batch_sampler=[batch[rank::count].tolist() for batch in batches],
-                      collate_fn=Batch.collate, num_workers=args.num_workers,
+def make_loader(sentences, vocabulary, dim, args, augment=None, shuffle=False):
+    """Batches of all sentences in their order; with shuffle of those that freeze.Batches draws for
+    its epoch. Worker processes stay from epoch to epoch."""
+    batches = freeze.Batches(len(sentences), args.batch_size, args.seed if shuffle else None)
+    return DataLoader(SentenceDataset(sentences, vocabulary, dim, augment, args.seed),
+                      batch_sampler=batches, collate_fn=Batch.collate,
+                      num_workers=args.num_workers, persistent_workers=args.num_workers > 0,
                       pin_memory=args.device.startswith("cuda"))
 
 @np.errstate(over="ignore")  # infinity is clamped by standardise()
@@ -464,7 +460,6 @@ POSES, HAND = 7, 8  # key poses in the inventory; features of one of the two han
 
 def synthetic_corpus(seed=0, sizes=SIZES):
     """{split: [Sentence]} of made-up signing with D = 16, a pure function of the seed.
-
     A gloss is a sequence of three out of seven key poses; features glide from pose to pose, also
     from gloss to gloss (coarticulation). Eight signers differ in size, place, speed and style; two
     are in dev and test only. A sentence follows a random grammar of six successors per gloss."""
@@ -588,6 +583,7 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
         sentences = dev = sentences[:args.overfit]
         augmentation = None
     load = partial(make_loader, vocabulary=data.vocabulary, dim=len(data.mean), args=args)
+    batches, dev_batches = load(sentences, augment=augmentation, shuffle=True), load(dev)
     optimizer = torch.optim.AdamW(freeze.layer_groups(model), lr=args.learning_rate,
                                   weight_decay=args.weight_decay, fused=True)
     history = []  # a row per epoch
@@ -614,14 +610,14 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
             size = sum(p.numel() for p in model.parameters() if p.requires_grad)
             print(f"epoch {epoch:>3}  stage {schedule.stage(epoch)} trains {size:,} parameters: "
                   f"{' '.join(schedule.trainable(epoch))}")
-        batches = load(sentences, augment=augmentation, epoch=epoch)
+        batches.batch_sampler.epoch = epoch
         rate = lambda step: args.learning_rate * schedule.learning_rate_factor(
             epoch, step, len(batches))
         # Dropout too is a function of seed and epoch: there is no random state to resume.
         drawn = np.random.SeedSequence([args.seed, epoch, freeze.processes()[0]]).generate_state(1)
         torch.manual_seed(int(drawn[0]))
         loss, skipped = train_one_epoch(model, batches, optimizer, rate, loss_function)
-        found = evaluate(model, load(dev), data.vocabulary)
+        found = evaluate(model, dev_batches, data.vocabulary)
         history.append({"epoch": epoch, "stage": schedule.stage(epoch), "loss": loss,
                         "dev_loss": found.loss, "wer": found.errors.wer, **asdict(found.errors),
                         "blank_share": found.blank_share, "skipped_steps": skipped,
@@ -634,7 +630,7 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
               f"{note}", flush=True)
     freeze.in_first(save)
     print("The last epoch's ", end="")
-    diagnose(model, sentences, dev, found or evaluate(model, load(dev), data.vocabulary),
+    diagnose(model, sentences, dev, found or evaluate(model, dev_batches, data.vocabulary),
              data.vocabulary, args)
     return best_epoch(history)
 
@@ -648,10 +644,12 @@ def diagnose(model, train, dev, found, vocabulary, args):
     some = train[::math.ceil(len(train) / DIAGNOSED) or 1]
     loader = make_loader(some, vocabulary, len(model.feature_mean), args)
     unknown = [gloss not in vocabulary for sentence in dev for gloss in sentence.glosses]
+    frozen = 1 - np.average([p.requires_grad for p in model.parameters()],
+                            weights=[p.numel() for p in model.parameters()])
     lines = wer.diagnosis(
         evaluate(model, loader, vocabulary).errors.wer if some else math.nan, found.errors,
         wer.constant_answer([s.glosses for s in dev])[0], found.blank_share, np.mean(unknown),
-        new_signers=len({s.signer for s in dev} - {s.signer for s in train}) if train else 0)
+        len({s.signer for s in dev} - {s.signer for s in train}) if train else 0, frozen)
     print("\n  ".join(("diagnosis:", *lines)))
 
 def save_run(folder, model, optimizer, schedule, vocabulary, header, history):
@@ -681,9 +679,9 @@ def number(kind, low, high):
     parse.__name__ = kind.__name__  # for argparse's own message
     return parse
 
-def make_parser(program, description, output_dir, learning_rate, dropout):
+def make_parser(program, doc, output_dir, learning_rate, dropout):
     """(parser of the flags that teacher.py and distill.py share, its either-or group)."""
-    parser = argparse.ArgumentParser(program, description=description, allow_abbrev=False,
+    parser = argparse.ArgumentParser(program, description=doc.split("\n")[0], allow_abbrev=False,
                                      formatter_class=argparse.ArgumentDefaultsHelpFormatter)
     parser.error = lambda message: parser.exit(2, f"{program}: {message} (see --help" + (
         f"; this is torch {torch.__version__}" if "--device" in message else "") + ")\n")
@@ -824,7 +822,8 @@ def load_weights(model, data, args):
     print(report)
     if args.adapt_method == "temporal_max" and report.adapted:
         print("BatchNorm statistics are re-estimated on the training features")
-        loader = make_loader(data.splits["train"], data.vocabulary, len(data.mean), args, epoch=0)
+        loader = make_loader(data.splits["train"], data.vocabulary, len(data.mean), args,
+                             shuffle=True)
         adapt.estimate_batchnorm(model, (batch[:2] for batch in loader))
     return report.fresh_modules
 
@@ -875,8 +874,7 @@ def report(best, data, args):
 
 def main(argv=None):
     """The program; argv as in sys.argv[1:]."""
-    parser, either = make_parser("teacher.py", __doc__.split("\n")[0], "checkpoints/teacher", 1e-3,
-                                 DROPOUT)
+    parser, either = make_parser("teacher.py", __doc__, "checkpoints/teacher", 1e-3, DROPOUT)
     add = parser.add_argument
     add("--temporal_stride", type=int, choices=STRIDES, default=TEMPORAL_STRIDE,
         help="frames per output")

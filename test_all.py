@@ -250,7 +250,7 @@ class WordErrorRate(FolderTestCase):
     def test_diagnosis_follows_its_rules(self):
         counts = lambda hits, s, d, i: wer.WordErrors(hits, s, d, i, 9, 9)
         for words, train, dev, blank, more in (
-                ("underfitting", 0.9, counts(5, 90, 5, 0), 0.5, {}),
+                ("underfitting: train WER 90.*frozen 25%", 0.9, counts(5, 90, 5, 0), 0.5, {}),
                 ("overfitting", 0.01, counts(50, 50, 0, 0), 0.5, {}),
                 ("only blanks", math.nan, counts(1, 0, 99, 0), 0.99, {}),
                 ("deletions prevail, 30.0% .* smaller", math.nan, counts(60, 10, 30, 2), 0.5, {}),
@@ -258,7 +258,7 @@ class WordErrorRate(FolderTestCase):
                 ("12.5% of the reference", 0.1, counts(90, 4, 3, 3), 0.5, {"unknown": 1 / 8}),
                 ("2 signers", 0.1, counts(90, 4, 3, 3), 0.5, {"new_signers": 2}),
                 ("nothing conspicuous", 0.1, counts(90, 4, 3, 3), 0.5, {})):
-            more = {"unknown": 0, "new_signers": 0, **more}
+            more = {"unknown": 0, "new_signers": 0, "frozen": 0.25, **more}
             (line,) = wer.diagnosis(train, dev, 0.95, blank, **more)
             self.assertRegex(line, f"^{words}")
 
@@ -327,6 +327,9 @@ class WordErrorRate(FolderTestCase):
                 path = self.write("dev.corpus.csv", text)
                 self.assert_located(wer.read_annotations, path, line, words)
         self.assert_located(wer.read_annotations, self.folder, "", "Is a directory")
+        path = self.write("dev.corpus.csv", good + "s1|f|x|A\n\ns2|f|x\n")
+        with self.assertRaisesRegex(ValueError, "^.*:3: id s1 again.*\n.*:5: 3 columns.*$"):
+            wer.read_annotations(path)
 
     def test_all_formats_give_the_same_sentences(self):
         sentences = {"s1": ("A", "B"), "s2": ("C",)}
@@ -890,8 +893,10 @@ class Teacher(FolderTestCase):
         return data, model, torch.optim.AdamW(model.parameters(), fused=True)
 
     def loader(self, data, augment=None, epoch=None, **changes):
-        return teacher.make_loader(data.splits["train"], data.vocabulary, 16, arguments(**changes),
-                                   augment, epoch)
+        loader = teacher.make_loader(data.splits["train"], data.vocabulary, 16,
+                                     arguments(**changes), augment, epoch is not None)
+        loader.batch_sampler.epoch = epoch or 0
+        return loader
 
     def train(self, *flags, epochs=2):
         """Train on a small corpus with the program; its output directory."""
@@ -914,7 +919,7 @@ class Teacher(FolderTestCase):
 
     def checkpoint(self, std=1.0):
         """(path, model) of a best_i3d.pth as an earlier version wrote it: no second head, flags
-        that are gone. Untrained, but its classes change with the features; std of its classifier."""
+        that are gone. Untrained, but its classes change with the features."""
         (data, model, _), path = self.small_data(), self.folder / "best_i3d.pth"
         adapt.estimate_batchnorm(model, (batch[:2] for batch in self.loader(data)))
         nn.init.normal_(model.classifier.weight, std=std)
@@ -1118,6 +1123,12 @@ class Teacher(FolderTestCase):
                       "train-0001, 6 frames, 3 glosses, .* none\n"):
             self.assertRegex(err, words)
         self.assertNotIn("train-0003, ", err)
+
+    def test_misnamed_files_are_found(self):
+        file = self.corpus() / "features/dev/dev-0001.npy"
+        file.rename(file.with_name("dev-001.npy"))
+        self.assert_refused(teacher.main, ["--validate_data", self.corpus()],
+                            "dev-0001.npy: No such file", "is dev-001.npy meant?")
 
     def test_keypoints_and_doubles_are_taken_as_they_are(self):
         keypoints = np.random.default_rng(0).standard_normal((9, 5, 2))

@@ -52,7 +52,6 @@ def greedy_decode(log_probs, lengths, vocabulary):
 
 def beam_decode(log_probs, lengths, vocabulary, beam_width=10, min_log_prob=-5.0):
     """The glosses with the most probable paths together: a list of B tuples of glosses.
-
     log_probs [B, T', V], in nats, lengths and vocabulary as in greedy_decode. beam_width: prefixes
     kept after each frame. min_log_prob: classes of a frame below it are not tried, except its best
     (pyctcdecode's token_min_logp)."""
@@ -207,17 +206,17 @@ def constant_answer(references):
     gain = hits - sum(not ref for ref in references)
     return (1 - gain / sum(map(len, references)), gloss) if gain > 0 else (1.0, "")
 
-def diagnosis(train_wer, dev, constant, blank_share, unknown, new_signers):
+def diagnosis(train_wer, dev, constant, blank_share, unknown, new_signers, frozen):
     """Lines that say what the errors (dev: WordErrors) suggest and which flags to try.
     train_wer: without augmentation, NaN where not known. constant: WER of constant_answer. Shares:
-    blank_share of dev's frames; unknown of dev's glosses, not in train."""
+    blank_share of dev's frames; unknown of dev's glosses, not in train; frozen of parameters."""
     counts = {"deletions": dev.deletions, "insertions": dev.insertions}
     fewer, more = sorted(counts, key=counts.get)
     low, high = (counts[name] / max(1, dev.reference_glosses) for name in (fewer, more))
     rules = (
         (train_wer > 0.3, f"underfitting: train WER {train_wer:.1%}, best constant answer "
-                          f"{constant:.1%}: more --epochs, another --learning_rate, fewer frozen "
-                          f"layers; --overfit 8 tests the features"),
+                          f"{constant:.1%}, parameters frozen {frozen:.0%}: more --epochs, another "
+                          f"--learning_rate, fewer frozen layers; --overfit 8 tests the features"),
         (train_wer <= 0.3 and dev.wer > 2 * train_wer + 0.05,
          f"overfitting: train WER {train_wer:.1%}, dev WER {dev.wer:.1%}: more data, a higher "
          f"--dropout or --weight_decay"),
@@ -264,29 +263,32 @@ Annotation = namedtuple("Annotation", "id signer glosses")  # str, str, tuple of
 
 def read_annotations(path):
     """[Annotation] of a corpus file: UTF-8, Phoenix-2014's or -2014-T's columns, separated by |.
-    ValueError: "path:line: what was found, what was expected"."""
+    ValueError with a line for each error: "path:line: what was found, what was expected"."""
     (where, header), *rows = ((where, line.split("|")) for where, line in _lines(path))
     columns = [names.split("|") for names in COLUMNS if {*names.split("|")} <= {*header}]
     if not columns:
         raise ValueError(f"{where}: columns {'|'.join(header)[:100]!r}, expected "
                          f"{' or '.join(COLUMNS)} among them")
-    annotations = {}
+    annotations, errors = {}, []
     for where, row in rows:
         if row == [""]:  # an empty line
             continue
-        if len(row) != len(header):
-            raise ValueError(f"{where}: {len(row)} columns, expected {len(header)}")
-        name, signer, text = (row[header.index(column)] for column in columns[0])
-        # The id names the feature file, so it must not lead out of the features' folder.
-        if not name.isprintable() or name in ("", "..") or name != Path(name).name or "\\" in name:
-            raise ValueError(f"{where}: id {name!r}, expected a plain file name")
-        if name in annotations:
-            raise ValueError(f"{where}: id {name} again, expected each id once")
-        annotations[name] = Annotation(name, signer, _split(text, where))
-        if not annotations[name].glosses:
-            raise ValueError(f"{where}: {name} has an empty annotation, expected glosses")
-    if not annotations:
-        raise ValueError(f"{path}: no sentences, expected one per line below the header")
+        try:
+            if len(row) != len(header):
+                raise ValueError(f"{where}: {len(row)} columns, expected {len(header)}")
+            name, signer, text = (row[header.index(column)] for column in columns[0])
+            # The id names the feature file, so it must not lead out of the features' folder.
+            if not name.isprintable() or name in ("", ".", "..") or {*name} & {*"/\\"}:
+                raise ValueError(f"{where}: id {name!r}, expected a plain file name")
+            if name in annotations:
+                raise ValueError(f"{where}: id {name} again, expected each id once")
+            if not (glosses := _split(text, where)):
+                raise ValueError(f"{where}: {name} has an empty annotation, expected glosses")
+            annotations[name] = Annotation(name, signer, glosses)
+        except ValueError as error:
+            errors.append(str(error))
+    if errors or not annotations:
+        raise ValueError("\n  ".join(errors) or f"{path}: no sentences, expected one per line")
     return list(annotations.values())
 
 def _lines(path):
@@ -304,7 +306,6 @@ def _split(text, where):
 
 def read_sentences(path):
     """{id: tuple of glosses} of a .csv (corpus file), .stm, .ctm or plain text (any other name).
-
     Plain text: a sentence per line, its number (an int) being the id; an empty line is an empty
     sentence. STM and CTM: NIST's lines, see FORMATS; times in seconds, channels ignored, comments
     after ;;. ValueError: "path:line: what was found, what was expected"."""

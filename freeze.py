@@ -105,7 +105,7 @@ class BatchNorm1d(nn.BatchNorm1d):
         if not (self.training and distributed.is_initialized()):
             return super().forward(rows)
         # nn.SyncBatchNorm refuses CPUs. Sums over all processes, 1 + 2 * C numbers in one message:
-        sums = torch.cat((rows.new_tensor([len(rows)]), rows.sum(dim=0), (rows ** 2).sum(dim=0)))
+        sums = torch.cat((rows.new_full((1,), len(rows)), rows.sum(dim=0), (rows ** 2).sum(dim=0)))
         count, *sums = sum_over_processes(sums).split([1, len(self.bias), len(self.bias)])
         mean, square = (some / count for some in sums)                      # [C], [C]
         var = square - mean ** 2
@@ -172,7 +172,7 @@ def sum_over_processes(tensor):
 
 def batch_mean(total, count):
     """The mean over the whole batch, of the sum and the count of this process's share."""
-    total, count = sum_over_processes(torch.stack((total, total.new_tensor(count))))
+    total, count = sum_over_processes(torch.stack((total, total.new_full((), count))))
     return total / count
 
 class Batches:

@@ -544,7 +544,8 @@ def train_one_epoch(model, loader, optimizer, learning_rate, loss_function):
             print(f"\r  step {step + 1}/{len(loader)}  loss {loss.item():.3f}  left "
                   f"{left // 60}:{left % 60:02d} \r", end="", file=sys.stderr)
     losses = [loss for loss in torch.stack(losses).tolist() if math.isfinite(loss)]
-    if not losses or not all(value.isfinite().all() for value in model.state_dict().values()):
+    finite = [value.isfinite().all() for value in model.state_dict().values()]
+    if not losses or not torch.stack(finite).all():
         raise FloatingPointError("NaN or infinity in loss or weights, try a lower --learning_rate")
     return sum(losses) / len(losses), len(loader) - len(losses)
 

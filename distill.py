@@ -260,8 +260,7 @@ def main(argv=None):
         help="weight of the distillation loss, 1 - alpha of CTC")
     add("--channels", type=teacher.number(int, 2, 10 ** 4), default=CHANNELS, help="of the student")
     add("--no_baseline", action="store_true", help="do not train the student without the teacher")
-    add("--export", metavar="FILE", help="write the best student, or that of --evaluate, with "
-        "torch.export (.pt2)")
+    add("--export", metavar="FILE", help="write the student, or --evaluate's, as a .pt2")
     teacher.run_program(parser, argv, Student, distill)
 
 if __name__ == "__main__":

@@ -356,8 +356,8 @@ def read_data(data_dir, vocabulary=None, dim=None, clean=None):
                 mean.astype(np.float32), std.astype(np.float32), digest.hexdigest())
 
 def describe_data(data):
-    """Print sizes, and what a user should know of the data before believing a WER."""
-    known = {*data.vocabulary}
+    """Print sizes, and what a user should know of the data before believing a WER; as a dict."""
+    known, facts = {*data.vocabulary}, {}
     print(f"Data: {data.name}, D = {len(data.mean)}, {len(known) - 1} glosses")
     for split, sentences in data.splits.items():
         frames = [sentence.frames for sentence in sentences]
@@ -373,6 +373,10 @@ def describe_data(data):
         print(f"    best constant answer: {gloss or 'none'}, WER {constant:.1%}")
         if any(short := [sum(not s.fits(stride) for s in sentences) for stride in STRIDES]):
             print(f"    too few frames for CTC at --temporal_stride {STRIDES}: {short} sentences")
+        facts[split] = {"sentences": len(frames), "glosses": len(glosses), "unknown": unknown,
+                        "frames": [min(frames), max(frames)], "other_case": [*case],
+                        "constant_answer": constant, "too_short": dict(zip(STRIDES, short))}
+    return facts
 
 def alignable(data, stride):
     """The train sentences with enough frames for CTC. Lists the others; ValueError without any."""
@@ -520,9 +524,8 @@ def train_one_epoch(model, loader, optimizer, learning_rate, loss_function):
     """(mean loss over the steps, steps left out because loss or gradient was not finite).
     learning_rate: step -> rate. loss_function: (model, Batch) -> scalar."""
     model.train()
-    network = model
-    if distributed.is_initialized():  # made anew per epoch: it averages what trains when it is made
-        network = nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
+    network = (nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
+               if distributed.is_initialized() else model)  # anew per epoch, as what trains changes
     parameters = [p for p in model.parameters() if p.requires_grad]
     losses, started = [], time.monotonic()
     for step, batch in enumerate(loader):
@@ -707,8 +710,7 @@ def make_parser(program, doc, output_dir, learning_rate, dropout):
     add("--device", choices=devices, default=devices[0], help="to run on")
     add("--clean_annotations", choices=("phoenix",), help="clean train by Phoenix's rules")
     add("--split", choices=SPLITS, default="dev", help="what --evaluate scores")
-    add("--picture", nargs=2, metavar=("ID", "SVG"), help="draw what --evaluate's checkpoint "
-        "believes in each frame of one sentence of the split")
+    add("--picture", nargs=2, metavar=("ID", "SVG"), help="draw a sentence of --evaluate")
     add("--predict", metavar="FILE", nargs="+", help="print the glosses of feature files")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
     either = parser.add_mutually_exclusive_group()
@@ -842,14 +844,14 @@ def run_teacher(args, last):
     if args.overfit and not last:
         args.output_dir = f"{args.output_dir}/overfit"  # no teacher for distill.py
     data = read_data(args.validate_data or args.data_dir, clean=args.clean_annotations)
-    describe_data(data)
+    facts = describe_data(data)
     if args.validate_data:
         usable, count = len(alignable(data, args.temporal_stride)), len(data.splits["train"])
         known = sum(g in data.vocabulary for s in data.splits["dev"] for g in s.glosses)
         if 2 * usable < count or not known:
             raise OSError(f"{data.name}: {usable} of {count} train sentences have enough frames, "
                           f"{known} of dev's glosses are in train: expected at least half, and any")
-        return {"data_dir": data.name, "usable": usable}
+        return {"data_dir": data.name, "usable": usable, **facts}
     model = make_model(I3DTeacher, data, args)
     fresh = last["always_trainable"] if last else load_weights(model, data, args)
     schedule = make_schedule(always_trainable=fresh)
@@ -885,10 +887,8 @@ def main(argv=None):
     add("--pretrained_weights", metavar="NAME|PATH", help=f"file or {adapt.KINETICS} to start from")
     add("--adapt_method", choices=adapt.METHODS, default=adapt.METHOD, help="3D kernels -> 1D")
     add("--freeze_backbone", action="store_true", help="freeze stem to mixed_5c")
-    add("--freeze_until_layer", choices=freeze.BACKBONE, metavar="LAYER",
-        help="freeze stem to LAYER, LAYER included")
-    add("--progressive_unfreeze", action="store_true",
-        help="freeze, then release from the top over the epochs (see freeze.py)")
+    add("--freeze_until_layer", choices=freeze.BACKBONE, metavar="LAYER", help="freeze up to LAYER")
+    add("--progressive_unfreeze", action="store_true", help="freeze, then release: see freeze.py")
     add("--unfreeze_stages", type=int, default=freeze.STAGES, help="of --progressive_unfreeze")
     add("--unfreeze_by", type=float, metavar="FRACTION", help="share of epochs until all train")
     either.add_argument("--validate_data", metavar="DIR", type=os.path.abspath,

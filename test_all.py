@@ -32,6 +32,8 @@ from pathlib import Path
 from random import Random
 from unittest import mock
 
+os.environ["CUDA_VISIBLE_DEVICES"] = ""  # no test runs on a GPU by accident
+
 import numpy as np
 import torch
 from torch import nn
@@ -1114,8 +1116,11 @@ class Teacher(FolderTestCase):
         self.write(data / "train.corpus.csv", "\n".join([*rows[:7], f"{corrupt}|f|s|A"]))
         self.write(data / "dev.corpus.csv", "id|folder|signer|annotation\n"
                    "dev-0000|f|x|A B\ndev-0001|f|x|A HAUS A BAUM HAUS A\n")
-        status, _, err = self.program(teacher.main, "--validate_data", data, "--json")
-        self.assertEqual(status, 0)
+        status, out, err = self.program(teacher.main, "--validate_data", data, "--json")
+        self.assertEqual((status, json.loads(out)["dev"]), (0, {
+            "sentences": 2, "glosses": 8, "unknown": ["HAUS", "BAUM", "HAUS"], "other_case": [],
+            "frames": sorted(len(np.load(file)) for file in features.glob("dev/*")),
+            "constant_answer": 0.75, "too_short": {"2": 0, "4": 0, "8": 1}}))
         for words in (f"corrupt: {corrupt}", "train     6 sentences", "train-0002, 5 frames",
                       "Equal features.*: train/train-0004 and dev/dev-0001",
                       r"unknown to train.* at least 37\.5%.*BAUM HAUS",

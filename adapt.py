@@ -389,8 +389,7 @@ def main(argv=None):
     for name in adapted:
         print(f"{name:<28} {str(list(weights[name].shape)):<22} -> {list(values[name].shape)}")
     print(f"{args.source}: {len(weights)} entries, {sum(w.numel() for w in weights.values()):,} "
-          f"numbers. Adapted 3D->1D with {args.adapt_method}: {len(adapted)} convolutions, "
-          f"{sum(values[name].numel() for name in adapted):,} numbers.")
+          f"numbers. Adapted 3D->1D with {args.adapt_method}: {len(adapted)} convolutions.")
 
 if __name__ == "__main__":
     main()

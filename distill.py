@@ -213,7 +213,7 @@ def distill(args, last):
             print("The baseline: the same student without the teacher")
             alone = {**vars(args), "alpha": 0.0, "output_dir": f"{folder}/alone"}
             path = folder / "alone/last.pth"
-            last = adapt.load_model(path, Student)[1] if last and path.exists() else None
+            last = last and freeze.in_first(path.exists) and adapt.load_model(path, Student)[1]
             models["baseline"] = Student, train_student(argparse.Namespace(**alone), data, None,
                                                         last)
         result = freeze.in_first(lambda: report(models, data, args))
@@ -224,8 +224,8 @@ def distill(args, last):
 @torch.inference_mode()
 def report(models, data, args):
     """Print size, speed and WER of checkpoints side by side; the same as a dict.
-    models: name -> (class, path). WER on test, or on dev where there is no test split; dev also
-    chose each model's epoch. Time: one CPU thread, one sentence at a time."""
+    models: name -> (class, path). WER on test, else on dev, which also chose each model's epoch.
+    Time: one CPU thread, one sentence at a time."""
     split, rows = "test" if "test" in data.splits else "dev", {}
     load = functools.partial(teacher.make_loader, data.splits[split], data.vocabulary,
                              len(data.mean))

@@ -12,14 +12,14 @@ import argparse
 import itertools
 import math
 import os
+import signal
 
 import numpy as np
 import torch
 from torch import distributed, nn
 from torch.distributed import _functional_collectives
 
-# The network's children from input to output: the one layer table. `stem` is I3D's conv_1a to
-# conv_2c; the mixed blocks have the endpoint names of I3D's checkpoints.
+# The network's children, input to output: the one layer table. stem: I3D's conv_1a to conv_2c.
 LAYERS = ("stem", "mixed_3b", "mixed_3c", "mixed_4b", "mixed_4c", "mixed_4d", "mixed_4e",
           "mixed_4f", "mixed_5b", "mixed_5c", "lstm", "classifier")
 BACKBONE = LAYERS[:-2]
@@ -31,7 +31,6 @@ WARMUP = 0.1                # share of a stage's steps in which the learning rat
 
 class UnfreezeSchedule:
     """Layers released from the top of the network down, in `stages` over `epochs`.
-
     layers: all layer names from input to output. freeze_until: the last layer that starts frozen;
     None freezes nothing. always_trainable: names of modules in frozen layers that train in every
     epoch (those a checkpoint did not fill). starts: the first epoch of each stage, as
@@ -104,11 +103,11 @@ class BatchNorm1d(nn.BatchNorm1d):
     def forward(self, rows):
         if not (self.training and distributed.is_initialized()):
             return super().forward(rows)
-        # nn.SyncBatchNorm refuses CPUs. Sums over all processes, 1 + 2 * C numbers in one message:
-        sums = torch.cat((rows.new_full((1,), len(rows)), rows.sum(dim=0), (rows ** 2).sum(dim=0)))
-        count, *sums = sum_over_processes(sums).split([1, len(self.bias), len(self.bias)])
-        mean, square = (some / count for some in sums)                      # [C], [C]
-        var = square - mean ** 2
+        # nn.SyncBatchNorm refuses CPUs. E[x^2] - E[x]^2 would cancel where the mean is large.
+        sums = torch.cat((rows.new_full((1,), len(rows)), rows.sum(dim=0)))
+        count, total = sum_over_processes(sums).split([1, len(self.bias)])
+        mean = total / count                                                # [C]
+        var = sum_over_processes(((rows - mean) ** 2).sum(dim=0)) / count   # [C]
         with torch.no_grad():
             self.num_batches_tracked += 1
             momentum = self.momentum or 1 / self.num_batches_tracked  # None: the mean of all
@@ -144,7 +143,7 @@ def layer_groups(model):
 
 # ---------------------------------------------------------------- several processes
 # Under torchrun each process does the same with its share of a batch. Losses and BatchNorm's
-# statistics are means over the whole batch, so the number of processes changes no result.
+# statistics are means over the whole batch, so their number changes dropout and rounding alone.
 def join_processes(device):
     """Join torchrun's other processes, if any. The device of this one."""
     if distributed.is_torchelastic_launched():
@@ -170,6 +169,10 @@ def sum_over_processes(tensor):
     return (_functional_collectives.all_reduce(tensor, "sum", distributed.group.WORLD)
             if distributed.is_initialized() else tensor)
 
+def ignore_sigterm(_):
+    """For workers that read data: they end with their process, which says what there is to say."""
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+
 def batch_mean(total, count):
     """The mean over the whole batch, of the sum and the count of this process's share."""
     total, count = sum_over_processes(torch.stack((total, total.new_full((), count))))
@@ -177,7 +180,6 @@ def batch_mean(total, count):
 
 class Batches:
     """The batches of an epoch, lists of (epoch, index): a DataLoader's batch_sampler.
-
     count sentences in batches of nearly equal size, at most batch_size; without seed all in their
     order, else in an order drawn by seed and epoch (set by the caller), of each batch this
     process's share. ValueError where that would be empty."""
@@ -187,8 +189,8 @@ class Batches:
         self.batches = max(1, math.ceil(count / batch_size))
         self.process, self.processes = (0, 1) if seed is None else processes()
         if self.processes > max(1, count // self.batches):
-            raise ValueError(f"{self.processes} processes, expected at most {count // self.batches}"
-                             f", the sentences of a batch: see --batch_size")
+            raise ValueError(f"{self.processes} processes, {count // self.batches} sentences in a "
+                             f"batch: raise --batch_size or start fewer processes")
 
     def __len__(self):
         return self.batches

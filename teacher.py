@@ -143,7 +143,6 @@ class Inception(nn.Module):
 
 class I3DTeacher(nn.Module):
     """I3D over time, BiLSTM, classifier. Children in the order of freeze.LAYERS.
-
     feature_dim: D. num_classes: V, with the CTC blank as class 0. temporal_stride: 8 is I3D's own
     (conv_1a and the poolings before mixed_4b and mixed_5b halve time). At 4 the last pooling, at 2
     both keep their window with stride 1, and all kernels behind are dilated (a trous: Chen et al.
@@ -342,6 +341,7 @@ def read_data(data_dir, vocabulary=None, dim=None, clean=None):
                       f"the model's vocabulary and not {BLANK}")
     if not errors and not (splits["train"] and splits["dev"]):
         errors = [f"{name}: train or dev is empty, training cannot run"]
+    errors = [*dict.fromkeys(errors)]  # without a dev file each of train's came twice
     if len(errors) > 1:
         errors = [f"{name}: {len(errors)} errors", *errors[:10]]
     if errors:
@@ -390,7 +390,6 @@ def alignable(data, stride):
 
 class SentenceDataset(Dataset):
     """Item (epoch, k): (features [T, D] float32, classes [L]) of sentence k.
-
     augment: (features, glosses, generator) -> features, or None. The generator is seeded by seed,
     epoch and k: what is drawn depends on neither batches nor workers. A gloss outside the
     vocabulary has no class: it is no target, but an error in scoring, which compares glosses."""
@@ -435,8 +434,9 @@ def make_loader(sentences, vocabulary, dim, args, augment=None, shuffle=False):
     batches = freeze.Batches(len(sentences), args.batch_size, args.seed if shuffle else None)
     return DataLoader(SentenceDataset(sentences, vocabulary, dim, augment, args.seed),
                       batch_sampler=batches, collate_fn=Batch.collate,
+                      generator=torch.Generator(),  # or it would draw from what dropout draws from
                       num_workers=args.num_workers, persistent_workers=args.num_workers > 0,
-                      pin_memory=args.device.startswith("cuda"))
+                      worker_init_fn=freeze.ignore_sigterm, pin_memory="cuda" in args.device)
 
 @np.errstate(over="ignore")  # infinity is clamped by standardise()
 def augment(features, glosses, generator, mean, std, stride):
@@ -694,7 +694,7 @@ def make_parser(program, doc, output_dir, learning_rate, dropout):
             ("data_dir", os.path.abspath, None, "corpus; none: a checkpoint's own, else built-in"),
             ("output_dir", str, output_dir, "for checkpoints, log and picture"),
             ("epochs", count, freeze.EPOCHS, "passes over the train sentences"),
-            ("batch_size", count, 8, "sentences per step"),
+            ("batch_size", count, 8, "sentences per step, of all processes"),
             ("learning_rate", rate, learning_rate, "AdamW's maximum"),
             ("weight_decay", rate, 0.01, "AdamW's"),
             ("dropout", number(float, 0, 0.99), dropout, "share dropped before the last layers"),
@@ -722,7 +722,8 @@ def run_program(parser, argv, model_class, run):
     """Print what run(args, last) returns, with --json. last: with --resume the content of last.pth.
     Errors end without traceback: status 2 for what the user gave, 1 for what failed."""
     args, last = parser.parse_args(argv), None
-    if int(os.environ.get("RANK", 0)):  # of torchrun's processes the first one speaks for all
+    other = distributed.is_torchelastic_launched() and os.environ["RANK"] != "0"
+    if other:  # of torchrun's processes the first one speaks for all
         args.json, sys.stdout = False, open(os.devnull, "w")
     if (args.picture or args.ctm) and args.evaluate is None:
         parser.error("--picture and --ctm go with --evaluate")
@@ -741,7 +742,7 @@ def run_program(parser, argv, model_class, run):
     except ValueError as error:  # from a DataLoader's worker it comes with a traceback in words
         parser.exit(2, f"{parser.prog}: {str(error).rpartition('ValueError: ')[2].rstrip()}\n")
     except (OSError, MemoryError, FloatingPointError, RuntimeError) as error:
-        if type(error) is RuntimeError and not str(error).startswith("DataLoader worker"):
+        if type(error) is RuntimeError and not (other or str(error).startswith("DataLoader w")):
             raise  # a defect of this program; torch.OutOfMemoryError is another class
         parser.exit(1, f"{parser.prog}: {str(error) or 'out of memory'}\n")
     except KeyboardInterrupt:

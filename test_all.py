@@ -1317,6 +1317,8 @@ class Teacher(FolderTestCase):
         self.assertTrue(one == again)
         for name in map(Path, ("best_i3d.pth", "last.pth", "log.jsonl", "curves.svg")):
             self.assertFalse(one[name] == other[name], name)
+        ahead = self.contents(self.train("--seed", 1, "--num_workers", 1))[Path("last.pth")]
+        self.assertTrue(ahead["model_state_dict"] == one[Path("last.pth")]["model_state_dict"])
 
     # The program
     @torch.no_grad()

@@ -117,7 +117,6 @@ class WordErrors:
 
     @property
     def ser(self):
-        """Sentences with at least one error per sentence, a fraction."""
         return self.sentence_errors / max(self.sentences, 1)
 
     def rates(self):
@@ -306,9 +305,8 @@ def _split(text, where):
 
 def read_sentences(path):
     """{id: tuple of glosses} of a .csv (corpus file), .stm, .ctm or plain text (any other name).
-    Plain text: a sentence per line, its number (an int) being the id; an empty line is an empty
-    sentence. STM and CTM: NIST's lines, see FORMATS; times in seconds, channels ignored, comments
-    after ;;. ValueError: "path:line: what was found, what was expected"."""
+    Plain text: a sentence, which may be empty, per line, its number (an int) as id. STM, CTM: see
+    FORMATS; comments after ;;. ValueError: "path:line: what was found, what was expected"."""
     suffix = Path(path).suffix.lower()
     if suffix == ".csv":
         return {annotation.id: annotation.glosses for annotation in read_annotations(path)}
@@ -334,7 +332,7 @@ def read_sentences(path):
 
 def pair(reference, hypothesis):
     """(ids, references, hypotheses, ids without hypothesis) of two files, in the reference's order.
-    Such a hypothesis is empty; it is a ValueError in plain text, as is an id without reference."""
+    Such a hypothesis is empty; in plain text it is a ValueError, as is an id without reference."""
     ref, hyp = read_sentences(reference), read_sentences(hypothesis)
     if unknown := [name for name in hyp if name not in ref]:
         raise ValueError(f"{hypothesis}: {len(unknown)} ids that {reference} does not have, "

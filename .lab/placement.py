@@ -174,11 +174,10 @@ def main():
             step = teacher.train_one_epoch
 
             def counted(*arguments):
-                found.clear()
-                result = step(*arguments)
                 nonlocal mixed
+                mixed += show(f"{kind}, before the epoch")
+                result = step(*arguments)
                 mixed += show(f"{kind}, an epoch's training, per step", len(arguments[1]))
-                found.clear()
                 return result
             teacher.train_one_epoch = counted
             last = None

@@ -99,8 +99,7 @@ def load_file(path):
 
 def load_model(path, model_class):
     """(model in evaluation mode, the whole content) of a checkpoint of teacher.py or distill.py.
-    model_class(D, V, **options): has `kind` and the names of its `options` in config. ValueError.
-    """
+    model_class(D, V, **options) has `kind` and `options`, names of config's entries. ValueError."""
     content = load_file(path)
     try:
         content = dict(content)

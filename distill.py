@@ -211,11 +211,11 @@ def distill(args, last):
                   "student": (Student, train_student(args, data, teacher_model, last))}
         if args.alpha and not args.no_baseline:
             print("The baseline: the same student without the teacher")
-            alone = {**vars(args), "alpha": 0.0, "output_dir": f"{folder}/alone"}
+            alone = argparse.Namespace(**vars(args))
+            alone.alpha, alone.output_dir = 0.0, f"{folder}/alone"
             path = folder / "alone/last.pth"
             last = last and freeze.in_first(path.exists) and adapt.load_model(path, Student)[1]
-            models["baseline"] = Student, train_student(argparse.Namespace(**alone), data, None,
-                                                        last)
+            models["baseline"] = Student, train_student(alone, data, None, last)
         result = freeze.in_first(lambda: report(models, data, args))
         if args.export:
             freeze.in_first(lambda: export_student(models["student"][1], args.export))

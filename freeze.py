@@ -101,12 +101,13 @@ class BatchNorm1d(nn.BatchNorm1d):
         return super().train(mode and self.weight.requires_grad)
 
     def forward(self, rows):
+        """[N, C] -> [N, C]. In training under torchrun the statistics are of the rows of all
+        processes, as nn.SyncBatchNorm's, which refuses CPUs (Ioffe & Szegedy 2015, 1502.03167)."""
         if not (self.training and distributed.is_initialized()):
             return super().forward(rows)
-        # nn.SyncBatchNorm refuses CPUs. E[x^2] - E[x]^2 would cancel where the mean is large.
         sums = torch.cat((rows.new_full((1,), len(rows)), rows.sum(dim=0)))
         count, total = sum_over_processes(sums).split([1, len(self.bias)])
-        mean = total / count                                                # [C]
+        mean = total / count  # [C]; where it is large E[x^2] - E[x]^2 would cancel
         var = sum_over_processes(((rows - mean) ** 2).sum(dim=0)) / count   # [C]
         with torch.no_grad():
             self.num_batches_tracked += 1

@@ -53,7 +53,8 @@ BRANCHES = {
 }
 # Max-pooling over time before a block: kernel in frames, smallest stride at which it halves time.
 POOLS = {"mixed_4b": (3, 4), "mixed_5b": (2, 8)}
-STRIDES, TEMPORAL_STRIDE, HIDDEN_SIZE, DROPOUT = (2, 4, 8), 4, 256, 0.5  # and the defaults
+STRIDES = (2, 4, 8)
+TEMPORAL_STRIDE, HIDDEN_SIZE, DROPOUT = 4, 256, 0.5  # defaults of network and flags
 BACKBONE_CTC = 1.0            # weight of the second head's CTC loss, of the flag
 FEATURE_CLIP_STD = 1e4        # standard deviations from the mean at which a feature is clamped
 
@@ -308,7 +309,7 @@ def read_data(data_dir, vocabulary=None, dim=None, clean=None):
         try:
             sentences += [(split, sentence) for sentence in read_split(data_dir, split, clean)]
         except ValueError as error:
-            errors += str(error).split("\n  ")
+            errors += [line for line in str(error).split("\n  ") if line not in errors]
     paths = {Path(s.features).with_suffix("") for _, s in sentences} if data_dir else {}
     spare = {}  # folder -> names of files without an annotation
     for folder in sorted({path.parent for path in paths}):
@@ -341,7 +342,6 @@ def read_data(data_dir, vocabulary=None, dim=None, clean=None):
                       f"the model's vocabulary and not {BLANK}")
     if not errors and not (splits["train"] and splits["dev"]):
         errors = [f"{name}: train or dev is empty, training cannot run"]
-    errors = [*dict.fromkeys(errors)]  # without a dev file each of train's came twice
     if len(errors) > 1:
         errors = [f"{name}: {len(errors)} errors", *errors[:10]]
     if errors:
@@ -374,7 +374,7 @@ def describe_data(data):
         if any(short := [sum(not s.fits(stride) for s in sentences) for stride in STRIDES]):
             print(f"    too few frames for CTC at --temporal_stride {STRIDES}: {short} sentences")
         facts[split] = {"sentences": len(frames), "glosses": len(glosses), "unknown": unknown,
-                        "frames": [min(frames), max(frames)], "other_case": [*case],
+                        "frames": [min(frames), max(frames)], "other_case": sorted(case),
                         "constant_answer": constant, "too_short": dict(zip(STRIDES, short))}
     return facts
 
@@ -542,7 +542,7 @@ def train_one_epoch(model, loader, optimizer, learning_rate, loss_function):
         optimizer.grad_scale = (norm / GRADIENT_CLIP_NORM).clamp(min=1).float()
         optimizer.found_inf = (~finite).float()
         optimizer.step()
-        if sys.stderr.isatty():  # one line, rewritten in place
+        if sys.stderr.isatty() and step % 10 == 0:  # one line, rewritten in place; waits for loss
             left = int((time.monotonic() - started) / (step + 1) * (len(loader) - step - 1))
             print(f"\r  step {step + 1}/{len(loader)}  loss {loss.item():.3f}  left "
                   f"{left // 60}:{left % 60:02d} \r", end="", file=sys.stderr)
@@ -742,7 +742,7 @@ def run_program(parser, argv, model_class, run):
     except ValueError as error:  # from a DataLoader's worker it comes with a traceback in words
         parser.exit(2, f"{parser.prog}: {str(error).rpartition('ValueError: ')[2].rstrip()}\n")
     except (OSError, MemoryError, FloatingPointError, RuntimeError) as error:
-        if type(error) is RuntimeError and not (other or str(error).startswith("DataLoader w")):
+        if type(error) is RuntimeError and not (other or "DataLoader worker" in str(error)):
             raise  # a defect of this program; torch.OutOfMemoryError is another class
         parser.exit(1, f"{parser.prog}: {str(error) or 'out of memory'}\n")
     except KeyboardInterrupt:
@@ -848,7 +848,7 @@ def run_teacher(args, last):
     facts = describe_data(data)
     if args.validate_data:
         usable, count = len(alignable(data, args.temporal_stride)), len(data.splits["train"])
-        known = sum(g in data.vocabulary for s in data.splits["dev"] for g in s.glosses)
+        known = facts["dev"]["glosses"] - len(facts["dev"]["unknown"])
         if 2 * usable < count or not known:
             raise OSError(f"{data.name}: {usable} of {count} train sentences have enough frames, "
                           f"{known} of dev's glosses are in train: expected at least half, and any")

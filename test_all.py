@@ -36,7 +36,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # no test runs on a GPU by accident
 
 import numpy as np
 import torch
-from torch import nn
+from torch import distributed, nn
 from torch.nn import functional as F
 from torch.utils import _pytree
 
@@ -145,7 +145,6 @@ def in_layout(weights, column):
     return state
 
 # ---------------------------------------------------------------- wer.py: scoring
-
 @lru_cache(maxsize=None)
 def all_alignments(ref, hyp):
     """Every alignment of two sequences as (hits, substitutions, deletions, insertions)."""
@@ -412,7 +411,6 @@ class WordErrorRate(FolderTestCase):
         self.assertEqual(subprocess.run([sys.executable, "-c", code], cwd=HERE).returncode, 0)
 
 # ---------------------------------------------------------------- wer.py: decoding
-
 def decoding_by_enumeration(log_probs):
     """The classes whose paths have the highest probability together."""
     total, frames = {}, log_probs.tolist()
@@ -475,12 +473,9 @@ class Decoding(unittest.TestCase):
             self.assertEqual((alone, together[4]), (together, ()))
 
 # ---------------------------------------------------------------- adapt.py
-
 def i3d_backbone(weights, colours):
     """I3D to mixed_5c in 3D, on a clip of one colour per frame: [T, 3] -> [T', 1024].
-
-    TensorFlow's SAME padding over time; circular over space, where constant thus stays constant.
-    """
+    TensorFlow's SAME padding over time; circular over space, where constant thus stays constant."""
     def pad(x, kernel, stride):
         t, h, w = [((k - s) // 2, k - s - (k - s) // 2) for k, s in zip(kernel, stride)]
         return F.pad(F.pad(x, (*w, *h, 0, 0), mode="circular"), (0, 0, 0, 0, *t))
@@ -714,7 +709,6 @@ class Adaptation(FolderTestCase):
         self.assert_refused(adapt.main, [path, "--output", self.folder], "not be writ", status=1)
 
 # ---------------------------------------------------------------- freeze.py
-
 class Freezing(FolderTestCase):
     """freeze.py"""
 
@@ -860,7 +854,6 @@ class Freezing(FolderTestCase):
             self.assert_refused(freeze.main, [flag, value], words)
 
 # ---------------------------------------------------------------- teacher.py
-
 # Runs a program that sends itself a signal when it comes to the n-th line of a function: a real
 # process and a real signal, at an instant that can be repeated.
 AT_AN_INSTANT = """
@@ -1544,6 +1537,13 @@ teacher.train_one_epoch = limited
 
 class SeveralProcesses(FolderTestCase):
     """torchrun --nproc_per_node N teacher.py and distill.py"""
+
+    def test_batchnorm_keeps_the_variance_of_large_means(self):
+        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
+        self.addCleanup(distributed.destroy_process_group)
+        rows, own, other = 300 + 0.1 * torch.randn(200, 3), freeze.BatchNorm1d(3), nn.BatchNorm1d(3)
+        torch.testing.assert_close(own(rows), other(rows), rtol=0, atol=0.01)
+        torch.testing.assert_close(own.running_var, other.running_var)
 
     def launch(self, count, module, epochs, *flags):
         """The run's stdout with `count` processes (1: without torchrun), after so many epochs."""

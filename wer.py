@@ -222,8 +222,8 @@ def diagnosis(train_wer, dev, constant, blank_share, unknown, new_signers, froze
         (blank_share > 0.95, f"only blanks, {blank_share:.0%} of the frames: usual in the first "
                              f"epochs; later a smaller --temporal_stride or more --epochs"),
         (blank_share <= 0.95 and high > 2 * low + 0.05,
-         f"{more} prevail, {high:.1%} of the glosses, {fewer} {low:.1%}: --beam_width "
-         f"10, a {'smaller' if more == 'deletions' else 'larger'} --temporal_stride"),
+         f"{more} prevail, {high:.1%} of the glosses, {fewer} {low:.1%}: "
+         f"--beam_width 10, a {'smaller' if more == 'deletions' else 'larger'} --temporal_stride"),
         (unknown, f"{unknown:.1%} of the reference glosses are not in train and stay errors"),
         (new_signers, f"{new_signers} signers are not in train: expect more errors on them"))
     return [text for applies, text in rules if applies] or ["nothing conspicuous"]

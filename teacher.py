@@ -547,8 +547,8 @@ def train_one_epoch(model, loader, optimizer, learning_rate, loss_function):
             print(f"\r  step {step + 1}/{len(loader)}  loss {loss.item():.3f}  left "
                   f"{left // 60}:{left % 60:02d} \r", end="", file=sys.stderr)
     losses = [loss for loss in torch.stack(losses).tolist() if math.isfinite(loss)]
-    finite = [value.isfinite().all() for value in model.state_dict().values()]
-    if not losses or not torch.stack(finite).all():
+    weights = [value.isfinite().all() for value in model.state_dict().values()]
+    if not losses or not torch.stack(weights).all():
         raise FloatingPointError("NaN or infinity in loss or weights, try a lower --learning_rate")
     return sum(losses) / len(losses), len(loader) - len(losses)
 
@@ -629,7 +629,7 @@ def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
         left = int((time.monotonic() - started) / (epoch + 1 - done) * (args.epochs - 1 - epoch))
         best, note = best_epoch(history), f"  {skipped} steps not finite" if skipped else ""
         print(f"epoch {epoch:>3}  loss {loss:6.3f}  dev {found.loss or math.nan:6.3f}  WER "
-              f"{found.errors.rates()}  blank {found.blank_share:4.0%}  best "
+              f"{found.errors.rates()}  blank {history[-1]['blank_share']:4.0%}  best "
               f"{100 * best['wer']:6.2f}% at {best['epoch']:<3}  left {left // 60}:{left % 60:02d}"
               f"{note}", flush=True)
     freeze.in_first(save)

@@ -40,12 +40,13 @@ def kd_loss(student_logits, teacher_logits, lengths, temperature):
     if student_logits.shape != teacher_logits.shape:
         raise ValueError(f"logits of student {list(student_logits.shape)} and teacher "
                          f"{list(teacher_logits.shape)}, expected the same frames and classes")
-    valid = frame_mask(lengths, student_logits.shape[1], student_logits.device)
+    padding = ~frame_mask(lengths, student_logits.shape[1], student_logits.device)[:, :, None]
     precise = torch.promote_types(student_logits.dtype, torch.float32)
-    student, taught = ((logits[valid] / temperature).log_softmax(dim=1, dtype=precise)
-                       for logits in (student_logits, teacher_logits))      # [N, V]
+    student, taught = (  # [B, T', V]; both are uniform in the padding, where their divergence is 0
+        (logits.masked_fill(padding, 0) / temperature).log_softmax(dim=2, dtype=precise)
+        for logits in (student_logits, teacher_logits))
     total = F.kl_div(student, taught, reduction="sum", log_target=True)
-    return temperature ** 2 * freeze.batch_mean(total, len(student))
+    return temperature ** 2 * freeze.batch_mean(total, int(lengths.sum()))
 
 def frame_mask(lengths, frames, device):
     """[B], T -> [B, T] on the device, true for the frames before each sentence's end."""
@@ -71,11 +72,7 @@ class BatchNorm(freeze.BatchNorm1d):
     In training the statistics are of the valid frames alone, however far a batch is padded."""
 
     def forward(self, frames, mask):
-        if not self.training:
-            return super().forward(frames.flatten(0, 1)).view_as(frames)
-        normalised = torch.zeros_like(frames)
-        normalised[mask] = super().forward(frames[mask])
-        return normalised
+        return super().forward(frames.flatten(0, 1), mask.flatten()).view_as(frames)
 
 def depthwise(convolution, frames, mask):
     """[B, T, C] -> [B, T', C]. Frames past a sentence's end read as zeros, like all padding."""

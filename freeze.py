@@ -100,20 +100,22 @@ class BatchNorm1d(nn.BatchNorm1d):
     def train(self, mode=True):
         return super().train(mode and self.weight.requires_grad)
 
-    def forward(self, rows):
-        """[N, C] -> [N, C]. In training under torchrun the statistics are of the rows of all
-        processes, as nn.SyncBatchNorm's, which refuses CPUs (Ioffe & Szegedy 2015, 1502.03167)."""
-        if not (self.training and distributed.is_initialized()):
+    def forward(self, rows, valid=None):
+        """[N, C], valid [N] -> [N, C]. In training the statistics are of the valid rows (None: all)
+        of all torchrun's processes, as nn.SyncBatchNorm's, which refuses CPUs and has no `valid`
+        (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3)."""
+        if not self.training or (valid is None and not distributed.is_initialized()):
             return super().forward(rows)
-        sums = torch.cat((rows.new_full((1,), len(rows)), rows.sum(dim=0)))
+        weight = (rows.new_ones(len(rows)) if valid is None else valid.to(rows))[:, None]
+        sums = torch.cat((weight.sum(dim=0), (weight * rows).sum(dim=0)))
         count, total = sum_over_processes(sums).split([1, len(self.bias)])
         mean = total / count  # [C]; where it is large E[x^2] - E[x]^2 would cancel
-        var = sum_over_processes(((rows - mean) ** 2).sum(dim=0)) / count   # [C]
+        var = sum_over_processes((weight * (rows - mean) ** 2).sum(dim=0)) / count      # [C]
         with torch.no_grad():
             self.num_batches_tracked += 1
             momentum = self.momentum or 1 / self.num_batches_tracked  # None: the mean of all
             self.running_mean.lerp_(mean, momentum)
-            self.running_var.lerp_(var * count / (count - 1), momentum)
+            self.running_var.lerp_(var * count / (count - 1).clamp(min=1), momentum)
         return (rows - mean) * torch.rsqrt(var + self.eps) * self.weight + self.bias
 
 def apply_freeze(model, trainable):

@@ -50,7 +50,7 @@ def kd_loss(student_logits, teacher_logits, lengths, temperature):
 
 def frame_mask(lengths, frames, device):
     """[B], T -> [B, T] on the device, true for the frames before each sentence's end."""
-    return torch.arange(frames, device=device) < lengths.to(device)[:, None]
+    return torch.arange(frames, device=device) < lengths.to(device, non_blocking=True)[:, None]
 
 def distillation_loss(student, batch, teacher_model, args):
     """alpha * kd_loss + (1 - alpha) * CTC in nats per gloss; at alpha 0 CTC alone. The teacher is
@@ -196,7 +196,7 @@ def distill(args, last):
         raise ValueError(f"--output_dir {folder}: {source.name} is there, expected another folder")
     args.temporal_stride = teacher_model.temporal_stride  # so that their frames line up
     args.data_dir = args.data_dir or checkpoint["config"]["data_dir"]
-    args.clean_annotations = checkpoint["config"].get("clean_annotations")
+    args.clean_annotations = args.clean_annotations or checkpoint["config"].get("clean_annotations")
     data = teacher.read_data(args.data_dir, checkpoint["vocabulary"],
                              len(teacher_model.feature_mean), args.clean_annotations)
     teacher.describe_data(data)

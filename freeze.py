@@ -104,9 +104,9 @@ class BatchNorm1d(nn.BatchNorm1d):
         """[N, C], valid [N] -> [N, C]. In training the statistics are of the valid rows (None: all)
         of all torchrun's processes, as nn.SyncBatchNorm's, which refuses CPUs and has no `valid`
         (Ioffe & Szegedy 2015, arXiv 1502.03167, section 3)."""
-        if not self.training or (valid is None and not distributed.is_initialized()):
+        if not self.training or (valid is None and len(rows) > 1 and processes()[1] == 1):
             return super().forward(rows)
-        weight = (rows.new_ones(len(rows)) if valid is None else valid.to(rows))[:, None]
+        weight = (rows.new_ones(len(rows)) if valid is None else valid)[:, None].to(self.bias)
         sums = torch.cat((weight.sum(dim=0), (weight * rows).sum(dim=0)))
         count, total = sum_over_processes(sums).split([1, len(self.bias)])
         mean = total / count  # [C]; where it is large E[x^2] - E[x]^2 would cancel
@@ -215,7 +215,7 @@ def main(argv=None):
     parser.add_argument("--unfreeze_stages", type=int, default=STAGES, help="stages of training")
     parser.add_argument("--freeze_until_layer", default=FREEZE_UNTIL, choices=BACKBONE,
                         metavar="LAYER", help="the last layer that starts frozen")
-    parser.add_argument("--unfreeze_by", type=float, help="epochs until all train, a share")
+    parser.add_argument("--unfreeze_by", type=float, help="share of epochs until all layers train")
     parser.error = lambda message: parser.exit(2, f"freeze.py: {message}\n")
     args = parser.parse_args(argv)
     try:

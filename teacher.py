@@ -75,18 +75,18 @@ NOT_SAVED = {"resume", "evaluate", "split", "predict", "picture", "ctm", "beam_w
              "json", "export", "validate_data", "no_baseline"}  # no part of a run
 
 # ---------------------------------------------------------------- the network
-def neighbours(lengths, kernel, left, stride=1, dilation=1):
+def neighbours(lengths, kernel, left, stride=1, dilation=1, device="cpu"):
     """Which rows each output row of a convolution or pooling over time sees.
     lengths: [B] frames. left: taps before the output's own frame. dilation: frames between taps.
-    Returns (index [N', kernel], lengths' [B] = ceil(lengths / stride)). Index N stands for a row of
-    zeros, which is what a frame before a sentence's start or after its end reads."""
+    Returns (index [N', kernel] on the device, lengths' [B] = ceil(lengths / stride)). Index N is a
+    row of zeros, which is what a frame before a sentence's start or after its end reads."""
     outputs = -(-lengths // stride)
     sentence = torch.repeat_interleave(outputs)                 # [N'], of each output row
     position = torch.arange(len(sentence)) - (outputs.cumsum(0) - outputs)[sentence]
     frame = position[:, None] * stride + dilation * (torch.arange(kernel) - left)  # [N', kernel]
     inside = (frame >= 0) & (frame < lengths[sentence][:, None])
-    first = (lengths.cumsum(0) - lengths)[sentence][:, None]
-    return torch.where(inside, first + frame, lengths.sum()), outputs
+    row = frame + (lengths.cumsum(0) - lengths)[sentence][:, None]
+    return row.where(inside, lengths.sum()).to(device, non_blocking=True), outputs
 
 def gather(rows, index):
     """[N, C], [N', kernel] -> [N', kernel, C], zeros where the index is N. The maximum over kernel
@@ -198,19 +198,19 @@ class I3DTeacher(nn.Module):
                              f", expected [B, T, {len(self.feature_mean)}], B lengths 1 to T")
         rows = torch.cat([f[:n] for f, n in zip(features, lengths.tolist())])   # [N, D]
         # left = (kernel - stride) // 2, as TensorFlow pads; a pooling keeps it also at stride 1.
-        window7, lengths = neighbours(lengths, 7, left=2, stride=2)
-        window3, _ = neighbours(lengths, 3, left=1)
-        device, dilation = rows.device, 1
-        rows = self.stem(standardise(rows, self), window7.to(device), window3.to(device))
+        windows, dilation = partial(neighbours, device=rows.device), 1
+        window7, lengths = windows(lengths, 7, left=2, stride=2)
+        window3, _ = windows(lengths, 3, left=1)
+        rows = self.stem(standardise(rows, self), window7, window3)
         for name in freeze.BACKBONE[1:]:
             kernel, halves_from = POOLS.get(name, (0, 0))
             stride = 2 if self.temporal_stride >= halves_from else 1
             if kernel:
-                window, lengths = neighbours(lengths, kernel, (kernel - 2) // 2, stride, dilation)
-                rows = gather(rows, window.to(device)).amax(dim=1)
+                window, lengths = windows(lengths, kernel, (kernel - 2) // 2, stride, dilation)
+                rows = gather(rows, window).amax(dim=1)
                 dilation *= 2 // stride
-                window3, _ = neighbours(lengths, 3, left=1, dilation=dilation)
-            rows = getattr(self, name)(rows, window3.to(device))
+                window3, _ = windows(lengths, 3, left=1, dilation=dilation)
+            rows = getattr(self, name)(rows, window3)
         return rnn.pad_sequence(rows.split(lengths.tolist()), batch_first=True), lengths
 
 # ---------------------------------------------------------------- data
@@ -322,7 +322,7 @@ def read_data(data_dir, vocabulary=None, dim=None, clean=None):
         try:
             features = read_features(sentence.features, dim)
         except ValueError as error:
-            near = "No such file" in str(error) and difflib.get_close_matches(
+            near = len(errors) < 10 and "No such file" in str(error) and difflib.get_close_matches(
                 sentence.features.name, spare[sentence.features.parent], 1)
             errors.append(f"{error}" + (f"; is {near[0]} meant?" if near else ""))
             continue
@@ -508,7 +508,7 @@ def ctc_losses(logits, lengths, batch):
     log_probs = logits.log_softmax(dim=2, dtype=precise).transpose(0, 1)    # [T', B, V]
     losses = F.ctc_loss(log_probs, batch.targets, lengths, batch.target_lengths, blank=0,
                         reduction="none")
-    return losses / batch.target_lengths.clamp(min=1).to(losses.device)
+    return losses / batch.target_lengths.clamp(min=1).to(losses.device, non_blocking=True)
 
 def ctc_loss(model, batch):
     """Mean over the batch's sentences of the CTC loss in nats per gloss, of the logits plus, where
@@ -699,8 +699,7 @@ def make_parser(program, doc, output_dir, learning_rate, dropout):
             ("weight_decay", rate, 0.01, "AdamW's"),
             ("dropout", number(float, 0, 0.99), dropout, "share dropped before the last layers"),
             ("seed", number(int, 0, 2 ** 63 - 1), 0, "of all that is drawn"),
-            ("num_workers", number(int, 0, 1000), 2 * torch.cuda.is_available(),
-             "processes that read data ahead"),
+            ("num_workers", number(int, 0, 1000), 2 * torch.cuda.is_available(), "read data ahead"),
             ("overfit", count, None, "train on so many sentences, not augmented, and score these"),
             ("ctm", str, None, "file for the hypotheses of --evaluate, for wer.py or sclite"),
             ("beam_width", count, 1, "prefixes that --evaluate and --predict keep; 1: greedy")):
@@ -711,7 +710,7 @@ def make_parser(program, doc, output_dir, learning_rate, dropout):
     add("--clean_annotations", choices=("phoenix",), help="clean train by Phoenix's rules")
     add("--split", choices=SPLITS, default="dev", help="what --evaluate scores")
     add("--picture", nargs=2, metavar=("ID", "SVG"), help="draw a sentence of --evaluate")
-    add("--predict", metavar="FILE", nargs="+", help="print the glosses of feature files")
+    add("--predict", metavar="FILE", nargs="+", help="recognise by --evaluate's or the best model")
     add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
     either = parser.add_mutually_exclusive_group()
     either.add_argument("--resume", action="store_true", help="continue --output_dir's last.pth")
@@ -760,8 +759,8 @@ def resume_flags(parser, argv, folder, model_class):
     args = parser.parse_args(argv, argparse.Namespace(**saved))  # saved flags instead of defaults
     for name in saved.keys() - {"data_dir", "device", "num_workers", "teacher_checkpoint"}:
         if getattr(args, name) != saved[name]:
-            raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}; "
-                             f"teacher.py --pretrained_weights starts a new run from it")
+            raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}, "
+                             f"expected the same, or a new run without --resume")
     print(f"Resuming {path} after epoch {last['epoch']}")
     return args, last
 
@@ -824,7 +823,7 @@ def load_weights(model, data, args):
     report = adapt.load_pretrained(model, args.pretrained_weights, args.adapt_method,
                                    data.vocabulary)
     print(report)
-    if args.adapt_method == "temporal_max" and report.adapted:
+    if args.adapt_method == "temporal_max":
         print("BatchNorm statistics are re-estimated on the training features")
         loader = make_loader(data.splits["train"], data.vocabulary, len(data.mean), args,
                              shuffle=True)
@@ -836,6 +835,7 @@ def run_teacher(args, last):
     started = time.monotonic()
     if args.predict or args.evaluate is not None:
         return freeze.in_first(lambda: run_checkpoint(args, I3DTeacher))
+    args.progressive_unfreeze |= args.unfreeze_by is not None
     freezing = args.freeze_backbone or args.progressive_unfreeze or args.freeze_until_layer
     make_schedule = partial(freeze.UnfreezeSchedule, freeze.LAYERS, args.epochs,
                             args.unfreeze_stages if args.progressive_unfreeze else 1,
@@ -891,9 +891,9 @@ def main(argv=None):
     add("--freeze_until_layer", choices=freeze.BACKBONE, metavar="LAYER", help="freeze up to LAYER")
     add("--progressive_unfreeze", action="store_true", help="freeze, then release: see freeze.py")
     add("--unfreeze_stages", type=int, default=freeze.STAGES, help="of --progressive_unfreeze")
-    add("--unfreeze_by", type=float, metavar="FRACTION", help="share of epochs until all train")
+    add("--unfreeze_by", type=float, metavar="FRACTION", help="the same, by this share of epochs")
     either.add_argument("--validate_data", metavar="DIR", type=os.path.abspath,
-                        help="read and describe a corpus directory; status 0 if training can run")
+                        help="read and describe a corpus; status 0 if half of train is long enough")
     run_program(parser, argv, I3DTeacher, run_teacher)
 
 if __name__ == "__main__":

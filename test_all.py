@@ -2,8 +2,7 @@
 
 One TestCase per module, in the README's order. Oracles are independent of the code under test:
 brute force over all alignments, loops in float64, published numbers, and a 3D network that runs
-the real Kinetics weights. The real weights are fetched once (47 MB); where they cannot be had
-their tests fail, since without them nothing here has been shown to work.
+the real Kinetics weights. These are fetched once (47 MB); where they cannot be had, tests fail.
 """
 
 import argparse
@@ -36,7 +35,7 @@ os.environ["CUDA_VISIBLE_DEVICES"] = ""  # no test runs on a GPU by accident
 
 import numpy as np
 import torch
-from torch import distributed, nn
+from torch import nn
 from torch.nn import functional as F
 from torch.utils import _pytree
 
@@ -1373,7 +1372,7 @@ class Teacher(FolderTestCase):
                 (f"--pretrained_weights {own} --progressive_unfreeze", 4, 12), ("", 1, 12),
                 (f"{real} --adapt_method temporal_mean --freeze_until_layer mixed_4f "
                  "--progressive_unfreeze --unfreeze_stages 4", 4, 12), (real, 1, 12),
-                (f"{real} --progressive_unfreeze --unfreeze_by 0.75", 4, 12),
+                (f"{real} --unfreeze_by 0.75", 4, 12),
                 (f"{real} --progressive_unfreeze", 4, 12), (f"{real} --learning_rate 1e-5", 1, 12),
                 (f"{real} --freeze_until_layer mixed_5c", 1, 3),  # of the stem the fresh conv_1a
                 (f"{real} --freeze_until_layer mixed_4f", 1, 5),
@@ -1539,11 +1538,10 @@ class SeveralProcesses(FolderTestCase):
     """torchrun --nproc_per_node N teacher.py and distill.py"""
 
     def test_batchnorm_keeps_the_variance_of_large_means(self):
-        distributed.init_process_group("gloo", store=distributed.HashStore(), rank=0, world_size=1)
-        self.addCleanup(distributed.destroy_process_group)
         rows, own, other = 300 + 0.1 * torch.randn(200, 3), freeze.BatchNorm1d(3), nn.BatchNorm1d(3)
-        torch.testing.assert_close(own(rows), other(rows), rtol=0, atol=0.01)
+        torch.testing.assert_close(own(rows, torch.ones(200)), other(rows), rtol=0, atol=0.01)
         torch.testing.assert_close(own.running_var, other.running_var)
+        self.assertTrue(own(rows[:1]).equal(own.bias[None]))  # of one row, which is its mean
 
     def launch(self, count, module, epochs, *flags):
         """The stdout of a run of `count` processes, which ends after so many epochs."""
@@ -1688,6 +1686,8 @@ class Distillation(FolderTestCase):
             one(features[:, :40], lengths), wide(features, lengths)
             torch.testing.assert_close(*([norm.state_dict() for norm in (  # before any dropout
                 model.blocks[0].norm, *(h.norm for h in model.halvings))] for model in (one, wide)))
+            with torch.autocast("cpu", torch.bfloat16):
+                self.assertTrue(one(features, lengths)[0].isfinite().all())
             together, frames = one.eval()(features, lengths)
             for k, n in enumerate(lengths):
                 self.assertEqual(frames[k], -(-n // stride))

@@ -115,6 +115,8 @@ def run(function, args, kwargs):
     elif name in SIZED_BY_VALUES and far or name in ("index", "index_put_") and far and any(
             x is not None and x.dtype == torch.bool for x in args[1]):
         note("the host waits", function)
+    elif name == "_to_copy" and near and target and not kwargs.get("non_blocking"):
+        note("the host waits", function)
     elif (far and any(x.numel() > 1 for x in near) and name not in ("_to_copy", "copy_")
           and not name.startswith(TAKE_CPU_LENGTHS)):
         note("MIXED DEVICES", function)

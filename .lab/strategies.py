@@ -50,7 +50,8 @@ def subset(source, count, seed, folder):
 def run(args, strategy, seed):
     """Train once and append what came out to the record: a row, with --teachers one per network."""
     name, _, path = args.weights.partition("=")
-    key = {"corpus": args.corpus, "strategy": strategy, "flags": args.flags, "seed": seed,
+    method = ["--adapt_method", args.adapt_method] if args.adapt_method else []
+    key = {"corpus": args.corpus, "strategy": strategy, "flags": method + args.flags, "seed": seed,
            "weights": "random" if strategy == "from scratch" else name,
            "train_sentences": args.train_sentences}
     if lab.recorded(**key, **({"network": "student"} if args.teachers else {})):
@@ -69,7 +70,7 @@ def run(args, strategy, seed):
             flags += ["--teacher_checkpoint", teacher / "best_i3d.pth"]
         else:
             flags += [] if strategy == "from scratch" else ["--pretrained_weights", path or name]
-            flags += STRATEGIES[strategy]
+            flags += STRATEGIES[strategy] + method
         result = lab.run(program, *flags, "--seed", seed, "--device", "cpu", "--output_dir",
                          output, *args.flags, root=args.root)
         for network, run in runs.items():
@@ -104,6 +105,7 @@ def main():
     parser.add_argument("--weights", default="i3d_kinetics400", metavar="NAME[=FILE]",
                         help="their name in the record, and the file where it is not the same")
     parser.add_argument("--train_sentences", type=int)
+    parser.add_argument("--adapt_method", help="of the teachers")
     parser.add_argument("--keep", help="directory for the runs, which are else thrown away")
     parser.add_argument("--teachers", help="a --keep of teachers: train their students")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])

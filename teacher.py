@@ -891,7 +891,7 @@ def main(argv=None):
     add("--freeze_until_layer", choices=freeze.BACKBONE, metavar="LAYER", help="freeze up to LAYER")
     add("--progressive_unfreeze", action="store_true", help="freeze, then release: see freeze.py")
     add("--unfreeze_stages", type=int, default=freeze.STAGES, help="of --progressive_unfreeze")
-    add("--unfreeze_by", type=float, metavar="FRACTION", help="unfreeze all by this share of epochs")
+    add("--unfreeze_by", type=float, metavar="FRACTION", help="release all by this share of epochs")
     either.add_argument("--validate_data", metavar="DIR", type=os.path.abspath,
                         help="read and describe a corpus; status 0 if half of train is long enough")
     run_program(parser, argv, I3DTeacher, run_teacher)

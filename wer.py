@@ -370,7 +370,8 @@ def chart(panels, ticks, axis, bands=()):
             out.append(f'<polyline fill="none" stroke="{colour}" stroke-width="2" points="'
                        + " ".join(f"{x(a):.1f},{y(b):.1f}" for a, b in points) + '"/>')
             a, b = max(points, key=lambda point: point[1], default=(0, 0))
-            text(x(a), y(b) - 4, name, f'fill="{colour}" text-anchor="middle"')
+            text(max(x(a), 62 + 4 * len(name)), y(b) - 4, name,
+                 f'fill="{colour}" text-anchor="middle"')
     total = 50 + len(panels) * (height + 60)
     text(60, total - 16, axis)
     return (f'<svg xmlns="http://www.w3.org/2000/svg" width="860" height="{total}" '

@@ -63,8 +63,9 @@ def dots(title, rows, highest, axis):
 
 def strategies():
     found = {}
-    for row in built_in(network="teacher"):
-        found.setdefault(row["strategy"], []).append(100 * row["test"])
+    for row in lab.recorded(corpus="built-in", network="teacher"):
+        label = " ".join([row["strategy"], *row["flags"][1:]])  # of --adapt_method its value
+        found.setdefault(label, []).append(100 * row["test"])
     rows = sorted(found.items(), key=lambda item: statistics.mean(item[1]))
     highest = max(max(values) for _, values in rows)
     write("strategies.svg", dots("Built-in corpus: strategies", rows, 5 * (int(highest) // 5 + 1),

@@ -23,11 +23,13 @@ RESULTS = (  # README's rows: network, strategy and flags; settings on boston104
      f"{WLASL}, spatial_mean"),
     ("teacher", "from scratch", f"{HEAD}, from scratch", None),
     ("teacher", "progressive, by 0.15", f"{HEAD}, progressive by 0.15", None),
-    ("teacher", "progressive, by 0.15 --adapt_method spatial_mean", None, None),
+    ("teacher", "progressive, by 0.15 --adapt_method spatial_mean",
+     f"{HEAD}, progressive by 0.15, spatial_mean", None),
     ("teacher", "progressive", None, None),
     ("student", "full", f"student of: {HEAD}", None),
     ("baseline", "full", f"student of: {HEAD}: baseline", None),
     ("student", "progressive, by 0.15", None, None),
+    ("student", "progressive, by 0.15 --adapt_method spatial_mean", None, None),
     ("baseline", "progressive, by 0.15", None, None),
     ("", "no network, nearest train sentence", "nearest train sentence", "nearest train sentence"))
 

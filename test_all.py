@@ -711,6 +711,12 @@ class Adaptation(FolderTestCase):
 class Freezing(FolderTestCase):
     """freeze.py"""
 
+    def test_batchnorm_keeps_the_variance_of_large_means(self):
+        rows, own, other = 300 + 0.1 * torch.randn(200, 3), freeze.BatchNorm1d(3), nn.BatchNorm1d(3)
+        torch.testing.assert_close(own(rows, torch.ones(200)), other(rows), rtol=0, atol=0.01)
+        torch.testing.assert_close(own.running_var, other.running_var)
+        self.assertTrue(own(rows[:1]).equal(own.bias[None]))  # of one row, which is its mean
+
     def train_epochs(self, schedule):
         """After each epoch, of one real step: (epoch, model, optimizer, the state before it)."""
         model = teacher.I3DTeacher(8, 5, hidden_size=8)
@@ -1536,12 +1542,6 @@ teacher.train_one_epoch = limited
 
 class SeveralProcesses(FolderTestCase):
     """torchrun --nproc_per_node N teacher.py and distill.py"""
-
-    def test_batchnorm_keeps_the_variance_of_large_means(self):
-        rows, own, other = 300 + 0.1 * torch.randn(200, 3), freeze.BatchNorm1d(3), nn.BatchNorm1d(3)
-        torch.testing.assert_close(own(rows, torch.ones(200)), other(rows), rtol=0, atol=0.01)
-        torch.testing.assert_close(own.running_var, other.running_var)
-        self.assertTrue(own(rows[:1]).equal(own.bias[None]))  # of one row, which is its mean
 
     def launch(self, count, module, epochs, *flags):
         """The stdout of a run of `count` processes, which ends after so many epochs."""

@@ -33,14 +33,12 @@ import teacher
 import wer
 
 
-
 class Backend(backend_registration._DummyBackendModule):
     def get_amp_supported_dtype(self):
         return [torch.float16]
 
 
 backend_registration._setup_privateuseone_for_python_backend("far", Backend())
-aten = torch.ops.aten
 # Lengths stay on the CPU: these take them from there on a GPU too.
 TAKE_CPU_LENGTHS = ("_ctc_loss", "_pack_padded_sequence", "lstm")
 # On a GPU the CPU waits for the size of what these return.
@@ -110,12 +108,11 @@ def run(function, args, kwargs):
     near = [x for x in leaves if isinstance(x, torch.Tensor) and not isinstance(x, Far)]
     name, device = function.overloadpacket.__name__, kwargs.get("device")
     target = bool(far) if device is None else torch.device(device).type == "far"
-    if name == "_to_copy" and far and not target or name == "_local_scalar_dense" and far:
-        note("the host waits", function)
-    elif name in SIZED_BY_VALUES and far or name in ("index", "index_put_") and far and any(
-            x is not None and x.dtype == torch.bool for x in args[1]):
-        note("the host waits", function)
-    elif name == "_to_copy" and near and target and not kwargs.get("non_blocking"):
+    if (name == "_to_copy" and (not target if far else near and target
+                                and not kwargs.get("non_blocking"))
+            or far and (name in ("_local_scalar_dense", *SIZED_BY_VALUES)
+                        or name in ("index", "index_put_") and any(
+                            x is not None and x.dtype == torch.bool for x in args[1]))):
         note("the host waits", function)
     elif (far and any(x.numel() > 1 for x in near) and name not in ("_to_copy", "copy_")
           and not name.startswith(TAKE_CPU_LENGTHS)):

@@ -285,6 +285,7 @@ def read_features(source, dim=None):
                 (features,) = map(np.asanyarray, features.values())
         except Exception as error:  # on broken bytes numpy raises whatever it runs into
             reason = getattr(error, "strerror", None) or re.split(r"\n|\. If", str(error))[0]
+            reason = reason.replace("This file contains pickled (object) data", "not a numpy file")
             raise ValueError(f"{source}: {reason}, expected one array as .npy or .npz") from error
     if features.ndim == 3 and features.size:
         features = features.reshape(len(features), -1)
@@ -777,9 +778,8 @@ def run_checkpoint(args, model_class):
         print(f"Not in the vocabulary of {path}, certain errors: {' '.join(unknown)}")
     if len(unknown) == len(glosses) and not args.predict:
         raise ValueError(f"{data_dir}: no {args.split} split, or no gloss of it known to {path}")
-    decode = wer.greedy_decode
-    if args.beam_width > 1:
-        decode = partial(wer.beam_decode, beam_width=args.beam_width)
+    decode = (partial(wer.beam_decode, beam_width=args.beam_width) if args.beam_width > 1
+              else wer.greedy_decode)
     loader = make_loader(sentences, vocabulary, len(model.feature_mean), args)
     found = evaluate(model.to(args.device), loader, vocabulary, decode)
     errors, hypotheses = found.errors, found.hypotheses

@@ -1074,7 +1074,7 @@ class Teacher(FolderTestCase):
 
     def test_errors_of_all_files_are_collected(self):
         broken = (
-            (b"", "expected one array"), (b"1 2\n", "expected one array"), ([1.0, 2.0], "[2]"),
+            (b"", "expected one array"), (b"1 2\n", "not a numpy file"), ([1.0, 2.0], "[2]"),
             (to_bytes(np.save, np.ones((5, 3)))[:-20], "expected one array"), ([[1, 2]], "int64"),
             (to_bytes(lambda file, array: np.savez(file, array, array), [1.0]), "expected one a"),
             (np.array([{}], dtype=object), "expected one array"), (None, "No such file"),

@@ -7,11 +7,12 @@
 
 `fold` pools train and dev of a corpus and deals each signer's sentences out to the folds; other
 folds may be used too (DIR/fold*/ in the layout of --data_dir, the held-out sentences as dev).
-`run` trains teacher.py on each fold and scores the *last* epoch by greedy decoding, so that nothing
-is chosen on the held-out sentences; with --teachers DIR, the students of the teachers that an
-earlier `run --keep DIR` left, each with its baseline. `table` gives WER over all held-out
-sentences, mean ± standard deviation over seeds, and the difference to each of the baselines with
-its 95% interval by a paired bootstrap over sentences (errors of a sentence averaged over seeds).
+`run` trains teacher.py on each fold and scores the *last* epoch by greedy decoding, so that
+nothing is chosen on the held-out sentences; with --teachers DIR, the students of the teachers
+that an earlier `run --keep DIR` left, each with its baseline (not with --no_baseline). `table`
+gives WER over all held-out sentences, mean ± standard deviation over seeds, and the difference to
+each of the baselines with its 95% interval by a paired bootstrap over sentences (errors of a
+sentence averaged over seeds).
 """
 
 import argparse
@@ -56,7 +57,8 @@ def run_fold(folder, seed, args):
         if args.teachers:
             teacher = Path(args.teachers).resolve() / f"{folder.name}-{seed}/last.pth"
             program, flags = "distill.py", ["--teacher_checkpoint", teacher]
-            runs[f"{args.setting}: baseline"] = output / "alone"
+            if "--no_baseline" not in args.flags:
+                runs[f"{args.setting}: baseline"] = output / "alone"
         lab.run(program, "--data_dir", folder.resolve(), "--output_dir", output, "--seed", seed,
                 "--device", "cpu", *flags, *args.flags, root=args.root)
         found = {}

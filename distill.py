@@ -37,9 +37,9 @@ def kd_loss(student_logits, teacher_logits, lengths, temperature):
     """T^2 * KL(teacher || student) at temperature T, in nats per frame (Hinton et al. 2015).
     student_logits, teacher_logits: [B, T', V]. lengths: [B]. Summed over classes, mean over the
     batch's valid frames: no padding counts. T^2 keeps the gradient's size from depending on T."""
-    if student_logits.shape != teacher_logits.shape:
-        raise ValueError(f"logits of student {list(student_logits.shape)} and teacher "
-                         f"{list(teacher_logits.shape)}, expected the same frames and classes")
+    if student_logits.shape != teacher_logits.shape or lengths.max() > student_logits.shape[1]:
+        raise ValueError(f"logits {list(student_logits.shape)} and {list(teacher_logits.shape)}, "
+                         f"lengths to {lengths.max()}, expected equal [B, T', V], lengths to T'")
     padding = ~frame_mask(lengths, student_logits.shape[1], student_logits.device)[:, :, None]
     precise = torch.promote_types(student_logits.dtype, torch.float32)
     student, taught = (  # [B, T', V]; both are uniform in the padding, where their divergence is 0

@@ -240,8 +240,7 @@ class WordErrorRate(FolderTestCase):
     def test_constant_answer_is_the_best_of_all(self):
         for references in (["A B A", "B C", "B"], ["A", ""], ["A B C D"], ["", "A", ""]):
             answers = ["", *{*" ".join(references).split()}]
-            best = min(wer.score(references, [answer] * len(references)).errors
-                       for answer in answers)
+            best = min(wer.score(references, [a] * len(references)).errors for a in answers)
             found, gloss = wer.constant_answer([ref.split() for ref in references])
             total = len(" ".join(references).split())
             self.assertEqual(found, best / total)
@@ -390,9 +389,8 @@ class WordErrorRate(FolderTestCase):
             "hits": 3, "substitutions": 1, "deletions": 0, "insertions": 1, "sentences": 3,
             "sentence_errors": 2, "wer": 0.5, "ser": 2 / 3, "missing": [],
             "scoring": "levenshtein", "clean": None})
-        _, out, _ = self.program(wer.main, self.write("nil.txt", "\n"), self.write("a.txt", "A\n"),
-                                 "--json")
-        self.assertIsNone(json.loads(out)["wer"])
+        paths = self.write("nil.txt", "\n"), self.write("a.txt", "A\n")
+        self.assertIsNone(json.loads(self.program(wer.main, *paths, "--json")[1])["wer"])
 
     def test_cli_errors_are_one_line(self):
         stm, text = self.write("dev.stm", "s1 1 x 0.0 1.0 A\n"), self.write("hyp.txt", "A\n")
@@ -1632,8 +1630,10 @@ class Distillation(FolderTestCase):
                                    expected, rtol=0.05, atol=0)
 
     def test_logits_that_do_not_line_up_are_refused(self):
-        with self.assertRaisesRegex(ValueError, r"\[1, 5, 4\] and teacher \[1, 6, 4\]"):
+        with self.assertRaisesRegex(ValueError, r"\[1, 5, 4\] and \[1, 6, 4\]"):
             distill.kd_loss(torch.zeros(1, 5, 4), torch.zeros(1, 6, 4), torch.tensor([5]), 4.0)
+        with self.assertRaisesRegex(ValueError, "lengths to 40"):
+            distill.kd_loss(*torch.zeros(2, 1, 5, 4), torch.tensor([40]), 4.0)
 
     def test_total_is_alpha_kd_and_the_rest_ctc(self):
         batch = teacher.Batch(torch.randn(2, 40, 16), torch.tensor([40, 40]),

@@ -10,10 +10,10 @@ teacher.py: B sentences, T frames, T' after temporal_stride, D features, C chann
 """
 
 import argparse
-import functools
 import itertools
 import json
 import os
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -178,14 +178,14 @@ def train_student(args, data, teacher_model, last):
     """Train, or resume training from last, into --output_dir. Path of the best checkpoint."""
     student = teacher.make_model(Student, data, args).to(args.device)
     schedule = freeze.UnfreezeSchedule([*dict(student.named_children())], args.epochs, 1, None)
-    loss = functools.partial(distillation_loss, teacher_model=teacher_model, args=args)
+    loss = partial(distillation_loss, teacher_model=teacher_model, args=args)
     teacher.train(student, data, args, schedule, loss, last)
     return Path(args.output_dir, teacher.BEST["student"])
 
 def distill(args, last):
     """What the flags of distill.py ask for. Returns what --json prints."""
-    if args.export and Path(args.export).suffix != ".pt2":
-        raise ValueError(f"--export {args.export}: expected a file name that ends in .pt2")
+    if args.export and (args.predict or args.ctm or args.picture or args.export[-4:] != ".pt2"):
+        raise ValueError(f"--export {args.export}: expected a .pt2, no --predict, --ctm, --picture")
     if args.export and args.evaluate is not None:
         return export_student(args.evaluate, args.export)
     if args.predict or args.evaluate is not None:
@@ -224,8 +224,7 @@ def report(models, data, args):
     models: name -> (class, path). WER on test, else on dev, which also chose each model's epoch.
     Time: one CPU thread, one sentence at a time."""
     split, rows = "test" if "test" in data.splits else "dev", {}
-    load = functools.partial(teacher.make_loader, data.splits[split], data.vocabulary,
-                             len(data.mean))
+    load = partial(teacher.make_loader, data.splits[split], data.vocabulary, len(data.mean))
     timed = [*itertools.islice(load(argparse.Namespace(**{**vars(args), "batch_size": 1})), TIMED)]
     print(f"\n{'':<10}{'parameters':>12}{'file':>10}{'ms per sentence':>17}{split + ' WER':>11}")
     for name, (model_class, path) in models.items():

@@ -13,6 +13,7 @@ import itertools
 import math
 import os
 import signal
+import threading
 
 import numpy as np
 import torch
@@ -172,9 +173,9 @@ def sum_over_processes(tensor):
     return (_functional_collectives.all_reduce(tensor, "sum", distributed.group.WORLD)
             if distributed.is_initialized() else tensor)
 
-def ignore_sigterm(_):
-    """For workers that read data: they end with their process, which says what there is to say."""
-    signal.signal(signal.SIGTERM, signal.SIG_IGN)
+def delay_sigterm(_):
+    """For workers that read data: one second in which their process says what there is to say."""
+    signal.signal(signal.SIGTERM, lambda *_: threading.Timer(1, os._exit, [0]).start())
 
 def batch_mean(total, count):
     """The mean over the whole batch, of the sum and the count of this process's share."""

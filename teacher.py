@@ -71,8 +71,7 @@ CORRUPT_IDS = {"13April_2011_Wednesday_tagesschau_default-14"}  # of Phoenix-201
 BLANK = "<blank>"
 BEST = {"teacher": "best_i3d.pth", "student": "best_student.pth"}  # the best epoch's checkpoint
 RUN_FILES = ("last.pth", *BEST.values(), "log.jsonl", "curves.svg")
-NOT_SAVED = {"resume", "evaluate", "split", "predict", "picture", "ctm", "beam_width",
-             "json", "export", "validate_data", "no_baseline"}  # no part of a run
+NOT_SAVED = {*"resume evaluate split predict picture ctm beam_width json validate_data".split()}
 
 # ---------------------------------------------------------------- the network
 def neighbours(lengths, kernel, left, stride=1, dilation=1, device="cpu"):
@@ -437,7 +436,7 @@ def make_loader(sentences, vocabulary, dim, args, augment=None, shuffle=False):
                       batch_sampler=batches, collate_fn=Batch.collate,
                       generator=torch.Generator(),  # or it would draw from what dropout draws from
                       num_workers=args.num_workers, persistent_workers=args.num_workers > 0,
-                      worker_init_fn=freeze.ignore_sigterm, pin_memory="cuda" in args.device)
+                      worker_init_fn=freeze.delay_sigterm, pin_memory="cuda" in args.device)
 
 @np.errstate(over="ignore")  # infinity is clamped by standardise()
 def augment(features, glosses, generator, mean, std, stride):
@@ -445,8 +444,8 @@ def augment(features, glosses, generator, mean, std, stride):
     shortest = (frames_needed(glosses) - 1) * stride + 1  # that CTC can align
     frames = max(round(len(features) * generator.uniform(*TIME_STRETCH)), shortest)
     features = change_length(features, frames)
-    # The amplitude is scaled about zero for features that vary around it, as coordinates relative
-    # to the body do. Else scaling would mostly shift: about the mean moved 3 std towards zero.
+    # Scaled about zero, as coordinates relative to the body may be; a mean more than 3 std from
+    # zero would mostly be shifted by that: then about the point 3 std from it, towards zero.
     origin = mean - np.clip(mean, -CENTRED_STD * std, CENTRED_STD * std)
     scale = np.float32(np.exp(generator.uniform(*np.log(AMPLITUDE_SCALE))))
     noise = generator.standard_normal(features.shape, dtype=np.float32)
@@ -507,8 +506,7 @@ def ctc_losses(logits, lengths, batch):
     """[B] CTC losses in nats per gloss: each sentence's loss over its number of glosses."""
     precise = torch.promote_types(logits.dtype, torch.float32)  # under autocast it may be half
     log_probs = logits.log_softmax(dim=2, dtype=precise).transpose(0, 1)    # [T', B, V]
-    losses = F.ctc_loss(log_probs, batch.targets, lengths, batch.target_lengths, blank=0,
-                        reduction="none")
+    losses = F.ctc_loss(log_probs, batch.targets, lengths, batch.target_lengths, reduction="none")
     return losses / batch.target_lengths.clamp(min=1).to(losses.device, non_blocking=True)
 
 def ctc_loss(model, batch):
@@ -653,7 +651,7 @@ def diagnose(model, train, dev, found, vocabulary, args):
                             weights=[p.numel() for p in model.parameters()])
     lines = wer.diagnosis(
         evaluate(model, loader, vocabulary).errors.wer if some else math.nan, found.errors,
-        wer.constant_answer([s.glosses for s in dev])[0], found.blank_share, np.mean(unknown),
+        wer.constant_answer([s.glosses for s in some])[0], found.blank_share, np.mean(unknown),
         len({s.signer for s in dev} - {s.signer for s in train}) if train else 0, frozen)
     print("\n  ".join(("diagnosis:", *lines)))
 
@@ -725,8 +723,9 @@ def run_program(parser, argv, model_class, run):
     other = distributed.is_torchelastic_launched() and os.environ["RANK"] != "0"
     if other:  # of torchrun's processes the first one speaks for all
         args.json, sys.stdout = False, open(os.devnull, "w")
-    if (args.picture or args.ctm) and args.evaluate is None:
-        parser.error("--picture and --ctm go with --evaluate")
+    getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")  # for unprintable glosses
+    if (args.picture or args.ctm) and (args.evaluate is None or args.predict):
+        parser.error("--picture and --ctm go with --evaluate, without --predict")
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -758,7 +757,8 @@ def resume_flags(parser, argv, folder, model_class):
     if saved["device"] != "cpu" and not torch.cuda.is_available():
         del saved["device"]
     args = parser.parse_args(argv, argparse.Namespace(**saved))  # saved flags instead of defaults
-    for name in saved.keys() - {"data_dir", "device", "num_workers", "teacher_checkpoint"}:
+    for name in saved.keys() - {"data_dir", "device", "num_workers", "teacher_checkpoint",
+                                "export", "no_baseline"}:
         if getattr(args, name) != saved[name]:
             raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}, "
                              f"expected the same, or a new run without --resume")
@@ -889,9 +889,9 @@ def main(argv=None):
     add("--adapt_method", choices=adapt.METHODS, default=adapt.METHOD, help="3D kernels -> 1D")
     add("--freeze_backbone", action="store_true", help="freeze stem to mixed_5c")
     add("--freeze_until_layer", choices=freeze.BACKBONE, metavar="LAYER", help="freeze up to LAYER")
-    add("--progressive_unfreeze", action="store_true", help="freeze, then release: see freeze.py")
+    add("--progressive_unfreeze", action="store_true", help="freeze, then release by --unfreeze_by")
     add("--unfreeze_stages", type=int, default=freeze.STAGES, help="of --progressive_unfreeze")
-    add("--unfreeze_by", type=float, metavar="FRACTION", help="release all by this share of epochs")
+    add("--unfreeze_by", type=float, help="release all by this share of the epochs; 0.15 did best")
     either.add_argument("--validate_data", metavar="DIR", type=os.path.abspath,
                         help="read and describe a corpus; status 0 if half of train is long enough")
     run_program(parser, argv, I3DTeacher, run_teacher)

@@ -5,14 +5,16 @@
           --pretrained_weights i3d_kinetics400 --epochs 60
     $ python .lab/crossvalidate.py table folds/boston104 --baselines full
 
-`fold` pools train and dev of a corpus and deals each signer's sentences out to the folds; other
-folds may be used too (DIR/fold*/ in the layout of --data_dir, the held-out sentences as dev).
-`run` trains teacher.py on each fold and scores the *last* epoch by greedy decoding, so that
-nothing is chosen on the held-out sentences; with --teachers DIR, the students of the teachers
-that an earlier `run --keep DIR` left, each with its baseline (not with --no_baseline). `table`
-gives WER over all held-out sentences, mean ± standard deviation over seeds, and the difference to
-each of the baselines with its 95% interval by a paired bootstrap over sentences (errors of a
-sentence averaged over seeds).
+`fold` pools train and dev of a corpus and spreads each signer's sentences over the folds, so that
+signers are on both sides; other folds may be used too (DIR/fold*/ in the layout of --data_dir,
+the held-out sentences as dev). `run` trains teacher.py on each fold and scores the *last* epoch
+by greedy decoding, so that no epoch is chosen on the held-out sentences; with --teachers DIR, the
+students of the teachers that an earlier `run --keep DIR` left, each with its baseline (not with
+--no_baseline). A setting and seed that the record has are not run again, but for --keep, and
+never recorded twice. `repeated` records which held-out sentences have the same glosses as a train
+sentence. `table` gives the WER over all held-out sentences and over those not repeated, mean ±
+standard deviation over seeds, and the difference to each of the baselines with a 95% interval by
+bootstrap, see lab.bootstrap.
 """
 
 import argparse
@@ -25,6 +27,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import lab
+import numpy as np
 
 sys.path.insert(0, str(lab.ROOT))
 from wer import read_annotations, score  # noqa: E402
@@ -78,12 +81,13 @@ def glosses_of(folds_dir):
 
 
 def save(folds_dir, setting, seed, errors, **more):
-    """A row of the record: errors and glosses per held-out sentence, in the order of their ids."""
-    glosses = glosses_of(folds_dir)
-    lab.record({"folds": folds_dir.name, "setting": setting, "seed": seed, **more,
-                "wer": sum(errors.values()) / sum(glosses.values()),
-                "glosses": [glosses[name] for name in sorted(glosses)],
-                "errors": [errors[name] for name in sorted(glosses)]})
+    """A row of the record: errors and glosses per held-out sentence, in the order of their ids. A
+    setting and seed that are there already are printed alone."""
+    glosses, key = glosses_of(folds_dir), {"folds": folds_dir.name, "setting": setting, "seed": seed}
+    if not lab.recorded(**key):
+        lab.record({**key, **more, "wer": sum(errors.values()) / sum(glosses.values()),
+                    "glosses": [glosses[name] for name in sorted(glosses)],
+                    "errors": [errors[name] for name in sorted(glosses)]})
     print(f"{setting}, seed {seed}: {100 * sum(errors.values()) / sum(glosses.values()):.1f}% of "
           f"{sum(glosses.values())} glosses", flush=True)
 
@@ -91,7 +95,8 @@ def save(folds_dir, setting, seed, errors, **more):
 def run(args):
     folds_dir = Path(args.folds_dir)
     for seed in args.seeds:
-        if lab.recorded(folds=folds_dir.name, setting=args.setting, seed=seed):
+        if not args.keep and lab.recorded(folds=folds_dir.name, setting=args.setting, seed=seed):
+            print(f"{args.setting}, seed {seed}: in the record already, and nothing is to be kept")
             continue
         started, errors = time.monotonic(), {}
         with ThreadPoolExecutor(args.workers) as pool:
@@ -104,29 +109,41 @@ def run(args):
                  seconds=round(time.monotonic() - started))
 
 
+def repeated(args):
+    """Record which held-out sentences have the glosses of a train sentence of their fold."""
+    found = {}
+    for folder in sorted(Path(args.folds_dir).glob("fold*")):
+        train = {a.glosses for a in read_annotations(folder / "train.corpus.csv")}
+        found |= {f"{folder.name}/{a.id}": a.glosses in train
+                  for a in read_annotations(folder / "dev.corpus.csv")}
+    name = Path(args.folds_dir).name
+    if not lab.recorded(repeated_in=name):
+        lab.record({"repeated_in": name, "repeated": [found[name] for name in sorted(found)]})
+    print(f"{sum(found.values())} of {len(found)} held-out sentences are repeated in train")
+
+
 def lines(folds, baselines=()):
-    """Lines of Markdown: every setting's WER, and its difference to the baseline settings."""
+    """Lines of Markdown: every setting's WER over all held-out sentences and, where `repeated` was
+    recorded, over those that are not repeated; its difference to the baseline settings."""
     settings = {}
     for row in lab.recorded(folds=folds):
-        settings.setdefault(row["setting"], {})[row["seed"]] = row
-    out = [f"| {folds} | seeds | WER, last epoch | "
-           + "".join(f"difference to: {name} | " for name in baselines), "|---" * 3 + "|"
-           + "---|" * len(baselines)]
-    for setting, seeds in sorted(settings.items(), key=lambda item: statistics.mean(
-            row["wer"] for row in item[1].values())):
-        cells = ""
+        settings.setdefault(row["setting"], []).append(row)
+    kept = [~np.array(row["repeated"]) for row in lab.recorded(repeated_in=folds)]
+    heads = (folds, "seeds", "WER, last epoch", *(f"of {some.sum()} sentences not in train"
+                                                  for some in kept),
+             *(f"difference to: {name}" for name in baselines))
+    out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
+    wer = lambda row, some: np.array(row["errors"])[some].sum() / np.array(row["glosses"])[some].sum()
+    for setting, rows in sorted(settings.items(), key=lambda item: statistics.mean(
+            row["wer"] for row in item[1])):
+        cells = [setting, len(rows), lab.spread([row["wer"] for row in rows]),
+                 *(lab.spread([float(wer(row, some)) for row in rows]) for some in kept)]
         for name in baselines:
-            base = settings[name]
-            common = sorted(seeds.keys() & base.keys()) or None
-            # The errors of a sentence are averaged over the seeds that both have, or over all.
-            a, b = ([statistics.mean(some) for some in zip(*(runs[k]["errors"]
-                                                             for k in common or runs))]
-                    for runs in (base, seeds))
-            difference, (low, high) = lab.bootstrap(next(iter(seeds.values()))["glosses"], a, b)
-            cells += (" - |" if name == setting else f" {100 * difference:+.1f} "
-                      f"({100 * low:+.1f} to {100 * high:+.1f}) |")
-        out.append(f"| {setting} | {len(seeds)} | {lab.spread([r['wer'] for r in seeds.values()])} "
-                   f"|{cells}")
+            runs = ([row["errors"] for row in settings[key]] for key in (name, setting))
+            difference, (low, high) = lab.bootstrap(rows[0]["glosses"], *runs)
+            cells.append("-" if name == setting else
+                         f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
+        out.append(f"| {' | '.join(map(str, cells))} |")
     return out
 
 
@@ -137,7 +154,7 @@ def table(args):
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     commands = parser.add_subparsers(required=True)
-    for function, name in ((fold, "corpus"), (run, None), (table, None)):
+    for function, name in ((fold, "corpus"), (run, None), (repeated, None), (table, None)):
         command = commands.add_parser(function.__name__)
         command.set_defaults(function=function)
         if name:

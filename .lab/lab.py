@@ -1,5 +1,6 @@
 """What the scripts here share: running a program in one thread, the record of runs, statistics."""
 
+import functools
 import json
 import os
 import random
@@ -7,6 +8,8 @@ import statistics
 import subprocess
 import sys
 from pathlib import Path
+
+import numpy as np
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / ".lab/results.jsonl"
@@ -57,17 +60,26 @@ def spread(values):
     return f"{100 * statistics.mean(values):.1f}{deviation}"
 
 
-def bootstrap(glosses, errors_a, errors_b, draws=10_000):
-    """(difference of the WERs b - a, its 95% interval), resampling sentences, paired.
+@functools.cache
+def resamples(sentences, draws):
+    """[draws, sentences] how often each sentence is drawn, in draws with replacement."""
+    rng = random.Random(0)
+    return np.array([np.bincount(rng.choices(range(sentences), k=sentences), minlength=sentences)
+                     for _ in range(draws)])
 
-    glosses, errors_a, errors_b: one number per sentence.
+
+def bootstrap(glosses, runs_a, runs_b, draws=10_000):
+    """(difference of the WERs b - a, its 95% interval), resampling the sentences, the same ones for
+    both, and each setting's seeds. One seed stands for itself: then the interval is of the
+    sentences alone. glosses: one number per sentence. runs: errors per sentence, a list per seed.
     """
-    rng, n = random.Random(0), len(glosses)
-    differences = []
-    for _ in range(draws):
-        chosen = rng.choices(range(n), k=n)
-        total = sum(glosses[i] for i in chosen)
-        differences.append(sum(errors_b[i] - errors_a[i] for i in chosen) / total)
-    differences.sort()
-    whole = (sum(errors_b) - sum(errors_a)) / sum(glosses)
+    rng, counts = np.random.default_rng(0), resamples(len(glosses), draws)
+
+    def errors(runs):
+        found = counts @ np.transpose(runs)                                 # [draws, seeds]
+        chosen = rng.integers(len(runs), size=found.shape)
+        return np.take_along_axis(found, chosen, axis=1).mean(axis=1)
+
+    differences = np.sort((errors(runs_b) - errors(runs_a)) / (counts @ np.array(glosses)))
+    whole = (np.mean(runs_b, axis=0) - np.mean(runs_a, axis=0)).sum() / sum(glosses)
     return whole, (differences[draws // 40], differences[-draws // 40])

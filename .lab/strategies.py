@@ -7,12 +7,13 @@
     $ python .lab/strategies.py --corpus built-in --strategies full --teachers runs/built-in
     $ python .lab/strategies.py --corpus built-in --seeds       # only the table
 
-Each run is `python teacher.py` in a process with one thread; what follows -- goes to all of them. A
-run that .lab/results.jsonl has already is not repeated. WER in percent, mean ± standard deviation
-over seeds: on dev at the last epoch, which chose nothing, and at the best one, which dev itself
-chose; on test with the best epoch's checkpoint. --train_sentences: that many train sentences, drawn
-by the seed; dev stays whole. --teachers: the students of the teachers that an earlier run with
---keep left, each with its baseline, by distill.py.
+Each run is `python teacher.py` in a process with one thread; what follows -- goes to all of them.
+A run that .lab/results.jsonl has is not repeated, but for --keep, and never recorded twice. WER
+in percent, mean ± standard deviation over seeds: on dev at the last epoch, which chose nothing,
+and at the best one, which dev itself chose; on test with the best epoch's checkpoint.
+--train_sentences: that many train sentences, drawn by the seed; dev stays whole. --teachers: the
+students of the teachers that an earlier run with --keep left, each with its baseline, by
+distill.py.
 """
 
 import argparse
@@ -54,7 +55,8 @@ def run(args, strategy, seed):
     key = {"corpus": args.corpus, "strategy": strategy, "flags": method + args.flags, "seed": seed,
            "weights": "random" if strategy == "from scratch" else name,
            "train_sentences": args.train_sentences}
-    if lab.recorded(**key, **({"network": "student"} if args.teachers else {})):
+    if not args.keep and lab.recorded(**key, network="student" if args.teachers else "teacher"):
+        print(f"{key}: in the record already, and nothing is to be kept")
         return
     started, folder = time.monotonic(), f"{strategy}-{seed}"
     with tempfile.TemporaryDirectory() as scratch:
@@ -69,32 +71,37 @@ def run(args, strategy, seed):
             program, runs = "distill.py", {"student": output, "baseline": output / "alone"}
             flags += ["--teacher_checkpoint", teacher / "best_i3d.pth"]
         else:
-            flags += [] if strategy == "from scratch" else ["--pretrained_weights", path or name]
+            flags += [] if strategy == "from scratch" else [
+                "--pretrained_weights", os.path.abspath(path) if path else name]
             flags += STRATEGIES[strategy] + method
         result = lab.run(program, *flags, "--seed", seed, "--device", "cpu", "--output_dir",
                          output, *args.flags, root=args.root)
         for network, run in runs.items():
             curve = [row["wer"] for row in lab.log_rows(run)]
             found = result if network == "teacher" else result[network]
-            lab.record({**key, "network": network, "commit": lab.commit(args.root),
-                        "dev_best": min(curve), "dev_last": curve[-1],
-                        "test": found.get("test_wer"), "seconds": round(time.monotonic() - started),
-                        "curve": [round(wer, 4) for wer in curve]})
+            if not lab.recorded(**key, network=network):
+                lab.record({**key, "network": network, "commit": lab.commit(args.root),
+                            "dev_best": min(curve), "dev_last": curve[-1],
+                            "test": found.get("test_wer"),
+                            "seconds": round(time.monotonic() - started),
+                            "curve": [round(wer, 4) for wer in curve]})
             print(f"{key}, {network}: {curve[-1]:.3f}, test {found.get('test_wer')}", flush=True)
 
 
 def table(corpus):
     """Lines of Markdown: every setting recorded for this corpus."""
-    lines = [f"| {corpus} | weights | train sentences | seeds | dev, last epoch | dev, best epoch "
+    lines = [f"| {corpus} | weights | train sentences | runs | dev, last epoch | dev, best epoch "
              "| test |", "|---|---|---|---|---|---|---|"]
     rows = [row for row in lab.recorded(corpus=corpus) if "network" in row]
-    name = lambda r: (f"{r['network']}, {r['strategy']}", " ".join(r["flags"]), r["weights"],
-                      r["train_sentences"] or "all")
-    for key in sorted({*map(name, rows)}, key=lambda key: (str(key[3]).zfill(4), key[2], key)):
-        some = [row for row in rows if name(row) == key]
+    name = lambda r: (r["network"] if r["network"] == "baseline" else  # it has no teacher
+                      " ".join((f"{r['network']}, {r['strategy']}", *r["flags"])),
+                      r["weights"], r["train_sentences"] or "all")
+    for key in sorted({*map(name, rows)}, key=lambda key: (str(key[2]).zfill(4), key[1], key)):
+        some = {(row["seed"], row["dev_last"], row["test"]): row for row in rows
+                if name(row) == key}.values()  # the same run under two names counts once
         cells = " | ".join(lab.spread([row[column] for row in some])
                            for column in ("dev_last", "dev_best", "test"))
-        lines.append(f"| {key[0]} {key[1]} | {key[2]} | {key[3]} | {len(some)} | {cells} |")
+        lines.append(f"| {' | '.join(map(str, key))} | {len(some)} | {cells} |")
     return lines
 
 

@@ -153,7 +153,7 @@ class AnyLength(nn.Module):
     def forward(self, features, lengths):
         padded = F.pad(features, (0, 0, 0, 2 * self.student.temporal_stride))
         logits, lengths = self.student(padded, lengths)
-        # Laid out with frames innermost, as only then the cut leaves the exporter no question.
+        # Frames innermost: else the cut's layout is another one at T' = 1, which export refuses.
         return logits.mT.contiguous().mT[:, :-2], lengths
 
 def export_student(checkpoint, path):

@@ -27,7 +27,6 @@ RESULTS = (  # README's rows: network, strategy and flags; settings on boston104
      f"{HEAD}, progressive by 0.15, spatial_mean", None),
     ("teacher", "progressive", None, None),
     ("student", "full", f"student of: {HEAD}", None),
-    ("student", "full --adapt_method spatial_mean", f"student of: {HEAD}, spatial_mean", None),
     ("student", "progressive, by 0.15", None, None),
     ("student", "progressive, by 0.15 --adapt_method spatial_mean", None, None),
     ("baseline", "the same student without a teacher", f"student of: {HEAD}: baseline", None),

@@ -124,11 +124,12 @@ def repeated(args):
 
 def lines(folds, baselines=()):
     """Lines of Markdown: every setting's WER over all held-out sentences and, where `repeated` was
-    recorded, over those that are not repeated; its difference to the baseline settings."""
+    recorded any, over those that are not repeated; its difference to the baseline settings."""
     settings = {}
     for row in lab.recorded(folds=folds):
         settings.setdefault(row["setting"], []).append(row)
-    kept = [~np.array(row["repeated"]) for row in lab.recorded(repeated_in=folds)]
+    kept = [~np.array(row["repeated"]) for row in lab.recorded(repeated_in=folds)
+            if any(row["repeated"])]
     heads = (folds, "seeds", "WER, last epoch", *(f"of {some.sum()} sentences not in train"
                                                   for some in kept),
              *(f"difference to: {name}" for name in baselines))

@@ -4,7 +4,8 @@
     $ python teacher.py --data_dir /data/mine_2d ...
 
 The second half of the columns is each feature's change since the frame before, 0 in the first one.
-On landmarks this pays (.lab/RESULTS.md, section 2); features that have velocities already need none.
+This pays on landmarks as landmarks.py makes them, held where a part is not found; not where missing
+ones are zeros (.lab/RESULTS.md, section 2). Features that have velocities already need none.
 Files for --predict go the same way. Annotation files are copied, anything else is left out.
 """
 

@@ -81,13 +81,12 @@ def glosses_of(folds_dir):
 
 
 def save(folds_dir, setting, seed, errors, **more):
-    """A row of the record: errors and glosses per held-out sentence, in the order of their ids. A
-    setting and seed that are there already are printed alone."""
-    glosses, key = glosses_of(folds_dir), {"folds": folds_dir.name, "setting": setting, "seed": seed}
-    if not lab.recorded(**key):
-        lab.record({**key, **more, "wer": sum(errors.values()) / sum(glosses.values()),
-                    "glosses": [glosses[name] for name in sorted(glosses)],
-                    "errors": [errors[name] for name in sorted(glosses)]})
+    """A row of the record: errors and glosses per held-out sentence, in the order of their ids."""
+    glosses = glosses_of(folds_dir)
+    lab.record({"folds": folds_dir.name, "setting": setting, "seed": seed}, **more,
+               wer=sum(errors.values()) / sum(glosses.values()),
+               glosses=[glosses[name] for name in sorted(glosses)],
+               errors=[errors[name] for name in sorted(glosses)])
     print(f"{setting}, seed {seed}: {100 * sum(errors.values()) / sum(glosses.values()):.1f}% of "
           f"{sum(glosses.values())} glosses", flush=True)
 
@@ -116,9 +115,8 @@ def repeated(args):
         train = {a.glosses for a in read_annotations(folder / "train.corpus.csv")}
         found |= {f"{folder.name}/{a.id}": a.glosses in train
                   for a in read_annotations(folder / "dev.corpus.csv")}
-    name = Path(args.folds_dir).name
-    if not lab.recorded(repeated_in=name):
-        lab.record({"repeated_in": name, "repeated": [found[name] for name in sorted(found)]})
+    lab.record({"repeated_in": Path(args.folds_dir).name},
+               repeated=[found[name] for name in sorted(found)])
     print(f"{sum(found.values())} of {len(found)} held-out sentences are repeated in train")
 
 
@@ -134,11 +132,12 @@ def lines(folds, baselines=()):
                                                   for some in kept),
              *(f"difference to: {name}" for name in baselines))
     out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    wer = lambda row, some: np.array(row["errors"])[some].sum() / np.array(row["glosses"])[some].sum()
+    wer = lambda row, some: float(np.array(row["errors"])[some].sum()
+                                  / np.array(row["glosses"])[some].sum())
     for setting, rows in sorted(settings.items(), key=lambda item: statistics.mean(
             row["wer"] for row in item[1])):
         cells = [setting, len(rows), lab.spread([row["wer"] for row in rows]),
-                 *(lab.spread([float(wer(row, some)) for row in rows]) for some in kept)]
+                 *(lab.spread([wer(row, some) for row in rows]) for some in kept)]
         for name in baselines:
             runs = ([row["errors"] for row in settings[key]] for key in (name, setting))
             difference, (low, high) = lab.bootstrap(rows[0]["glosses"], *runs)

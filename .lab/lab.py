@@ -13,7 +13,6 @@ import numpy as np
 
 ROOT = Path(__file__).parent.parent
 RECORD = ROOT / ".lab/results.jsonl"
-KINETICS = ["--pretrained_weights", "i3d_kinetics400"]
 
 
 def run(program, *flags, root=ROOT):
@@ -41,14 +40,16 @@ def commit(root=ROOT):
     return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
 
 
-def record(row, path=RECORD):
-    with path.open("a") as file:
-        file.write(json.dumps(row) + "\n")
+def record(key, **found):
+    """Append a row, unless the record has one with the values of key."""
+    if not recorded(**key):
+        with RECORD.open("a") as file:
+            file.write(json.dumps(key | found) + "\n")
 
 
-def recorded(path=RECORD, **wanted):
-    """The rows of a record (lines of JSON) that have these values."""
-    rows = [json.loads(line) for line in path.open()] if path.exists() else []
+def recorded(**wanted):
+    """The rows of the record (lines of JSON) that have these values."""
+    rows = [json.loads(line) for line in RECORD.open()] if RECORD.exists() else []
     return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
 
 

@@ -79,12 +79,10 @@ def run(args, strategy, seed):
         for network, run in runs.items():
             curve = [row["wer"] for row in lab.log_rows(run)]
             found = result if network == "teacher" else result[network]
-            if not lab.recorded(**key, network=network):
-                lab.record({**key, "network": network, "commit": lab.commit(args.root),
-                            "dev_best": min(curve), "dev_last": curve[-1],
-                            "test": found.get("test_wer"),
-                            "seconds": round(time.monotonic() - started),
-                            "curve": [round(wer, 4) for wer in curve]})
+            lab.record({**key, "network": network}, commit=lab.commit(args.root),
+                       dev_best=min(curve), dev_last=curve[-1], test=found.get("test_wer"),
+                       seconds=round(time.monotonic() - started),
+                       curve=[round(wer, 4) for wer in curve])
             print(f"{key}, {network}: {curve[-1]:.3f}, test {found.get('test_wer')}", flush=True)
 
 

@@ -174,7 +174,7 @@ def sum_over_processes(tensor):
             if distributed.is_initialized() else tensor)
 
 def delay_sigterm(_):
-    """For workers that read data: one second in which their process says what there is to say."""
+    """For workers: end by SIGTERM, or their process waits for ever, but after it had its say."""
     signal.signal(signal.SIGTERM, lambda *_: threading.Timer(1, os._exit, [0]).start())
 
 def batch_mean(total, count):

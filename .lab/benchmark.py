@@ -1,251 +1,509 @@
-"""Time and memory of a training and an evaluation step, beside the matrix products they consist of.
+"""Time and memory of a step, beside the matrix products that it consists of.
 
-    $ python .lab/benchmark.py                                   # B 8, T 80, D 8, one thread
+    $ python .lab/benchmark.py                             # B 8, T 80, D 8, one thread
     $ python .lab/benchmark.py --frames 140 --features 1662 --growth
     $ python .lab/benchmark.py --device cuda --threads 8 --json
 
-A step is one of teacher.train_one_epoch: loss, backward pass, clipping, AdamW. The floor is the bare
-matrix products of the same step (each convolution, linear layer and LSTM, forward and, where
-something trains, backward; the student's depthwise convolutions are left out), timed in turn with
-it. Times are medians over --repeats of the mean of --steps: of CPU time on one CPU thread, else of
-wall time. "waiting" is the time of an epoch over the time without what it waits for its loader, the
-first batch included, with a reader that sleeps --slow times as long per batch as the step takes,
-and 0 or --num_workers workers.
+A step is one of teacher.train_one_epoch: loss, backward pass, clipping, AdamW. The
+floor is the bare matrix products of the same step (each convolution, linear layer and
+LSTM, forward and, where something trains, backward; the student's depthwise
+convolutions are left out), timed in turn with it. Times are medians over --repeats of
+the mean of --steps: of CPU time on one CPU thread, else of wall time.
+
+"waiting" is the time of an epoch over its time without what it waits for its loader,
+the first batch included. The reader sleeps --slow times as long per batch as a step
+takes; there are 0 or --num_workers workers.
+
+Axes: B sentences of a batch, T frames, D features, V classes.
 """
 
 import argparse
+import dataclasses
+import functools
 import json
 import resource
 import statistics
 import sys
 import tempfile
 import time
+from dataclasses import dataclass
 from pathlib import Path
+from typing import NamedTuple
 
+import lab  # noqa: F401 (puts the project on the path)
 import numpy as np
 import torch
 from torch import nn
 
-sys.path.insert(0, str(Path(__file__).parent.parent))
 import distill
 import freeze
 import teacher
 
-GROWTH = {"frames": (40, 80, 160, 320), "features": (8, 170, 512, 1662),
-          "classes": (21, 105, 410, 1232), "batch": (4, 8, 16, 32)}
-TRAINED = {"all layers": freeze.LAYERS, "frozen to mixed_4f": freeze.LAYERS[8:],
-           "frozen to mixed_5c": freeze.LAYERS[10:]}
+GROWTH = {  # sizes that are changed one at a time
+    "frames": (40, 80, 160, 320),
+    "features": (8, 170, 512, 1662),
+    "classes": (21, 105, 410, 1232),
+    "batch": (4, 8, 16, 32),
+}
+TRAINED = {
+    "all layers": freeze.LAYERS,
+    "frozen to mixed_4f": freeze.LAYERS[8:],
+    "frozen to mixed_5c": freeze.LAYERS[10:],
+}
+LEARNING_RATE = 1e-5
+GLOSSES = 8  # per sentence, at most
+WAITING_EPOCHS = 3  # of which the median is taken
 
 
-def make(args, kind="teacher"):
-    """(model, optimizer, batch, loss, networks that it runs) of random numbers on the device."""
+@dataclass(frozen=True)
+class Sizes:
+    """The sizes of a batch and of the networks."""
+
+    batch: int = 8  # B
+    frames: int = 80  # T
+    features: int = 8  # D
+    classes: int = 105  # V
+    stride: int = 4  # frames per output frame
+
+
+@dataclass(frozen=True)
+class Timing:
+    """How times are taken."""
+
+    device: str
+    threads: int
+    steps: int = 5  # per time
+    repeats: int = 5  # of which the median is taken
+
+
+class Task(NamedTuple):
+    """What a training step needs."""
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    batch: teacher.Batch
+    loss_function: object  # (model, batch) -> scalar
+    networks: list  # that a step runs: the model, with a student also its teacher
+
+
+def make_batch(sizes, device):
+    """Return a Batch of random numbers on the device."""
+    glosses = min(GLOSSES, sizes.frames // sizes.stride // 2)
+    batch = teacher.Batch(
+        torch.randn(sizes.batch, sizes.frames, sizes.features),
+        torch.full((sizes.batch,), sizes.frames),
+        torch.randint(1, sizes.classes, (sizes.batch * glosses,)),
+        torch.full((sizes.batch,), glosses),
+    )
+    return batch.to(device)
+
+
+def make_teacher(sizes):
+    """Return a teacher with random weights and the second head."""
+    return teacher.I3DTeacher(
+        sizes.features,
+        sizes.classes,
+        sizes.stride,
+        backbone_ctc=teacher.BACKBONE_CTC,
+    )
+
+
+def make_task(sizes, device, kind="teacher"):
+    """Return the Task of a teacher or of a student with its teacher."""
     torch.manual_seed(0)
     if kind == "teacher":
-        model = teacher.I3DTeacher(args.features, args.classes, args.stride, backbone_ctc=1.0)
+        model = make_teacher(sizes).to(device)
+        loss_function = teacher.two_head_loss
+        networks = [model]
     else:
-        model = distill.Student(args.features, args.classes, args.stride)
-    model.to(args.device)
-    glosses = min(8, args.frames // args.stride // 2)
-    batch = teacher.Batch(torch.randn(args.batch, args.frames, args.features),
-                          torch.full((args.batch,), args.frames),
-                          torch.randint(1, args.classes, (args.batch * glosses,)),
-                          torch.full((args.batch,), glosses)).to(args.device)
-    loss, networks = teacher.ctc_loss, [model]
-    if kind == "student":
-        networks.append(taught := make(args)[0].eval().requires_grad_(False))
-        loss = lambda *both: distill.distillation_loss(*both, taught, argparse.Namespace(
-            alpha=0.7, temperature=4.0))
-    optimizer = torch.optim.AdamW(freeze.layer_groups(model), lr=1e-5, fused=True)
-    return model, optimizer, batch, loss, networks
+        model = distill.Student(sizes.features, sizes.classes, sizes.stride).to(device)
+        teacher_model = make_teacher(sizes).to(device).eval().requires_grad_(False)
+        config = distill.Config()
+        loss_function = functools.partial(
+            distill.distillation_loss,
+            teacher_model=teacher_model,
+            alpha=config.alpha,
+            temperature=config.temperature,
+        )
+        networks = [model, teacher_model]
+    optimizer = torch.optim.AdamW(
+        freeze.layer_groups(model), lr=LEARNING_RATE, fused=True
+    )
+    return Task(model, optimizer, make_batch(sizes, device), loss_function, networks)
 
 
-def products(model, batch, loss, networks):
-    """[(m, k, n, products per step)] of the matrix products of one training step."""
-    found = []
+# ------------------------------------------------------------ the floor
+
+
+class Product(NamedTuple):
+    """Matrix products [m, k] x [k, n] of a layer in a step."""
+
+    m: int
+    k: int
+    n: int
+    count: int  # 1 forward; 2 or 3 with what the backward pass needs
+
+
+def count_products(weight_trains, input_trains):
+    """Return how many products a layer costs: forward, and up to two backward."""
+    if not torch.is_grad_enabled():
+        return 1
+    return 1 + [weight_trains, input_trains].count(True)
+
+
+def lstm_products(lstm, packed):
+    """Return the Products of a bidirectional LSTM over a packed batch, a list."""
+    gates = 4 * lstm.hidden_size
+    inputs = len(packed.data)
+    input_count = count_products(True, packed.data.requires_grad)
+    hidden_count = count_products(True, True)
+    products = []
+    for _direction in range(2):
+        products.append(Product(inputs, lstm.input_size, gates, input_count))
+        for sentences in packed.batch_sizes.tolist():
+            products.append(Product(sentences, lstm.hidden_size, gates, hidden_count))
+    return products
+
+
+def find_products(networks, step):
+    """Return the Products of all layers that step() runs, a list."""
+    products = []
 
     def note(module, inputs, output):
-        rows = output.numel() // output.shape[-1] if torch.is_tensor(output) else 0
-        if isinstance(module, (teacher.Unit, nn.Linear)):
-            weight = module.weight if isinstance(module, nn.Linear) else module.conv.weight
-            found.append((rows, weight[0].numel(), len(weight), 1 + torch.is_grad_enabled() * (
-                weight.requires_grad + inputs[0].requires_grad)))
-        elif isinstance(module, nn.LSTM):
-            data, gates, trains = inputs[0], 4 * module.hidden_size, 2 * torch.is_grad_enabled()
-            for _ in range(2):  # directions
-                found.append((len(data.data), module.input_size, gates,
-                              1 + (trains > 0) + (trains > 0) * data.data.requires_grad))
-                found.extend((int(size), module.hidden_size, gates, 1 + trains)
-                             for size in data.batch_sizes)
-    hooks = [module.register_forward_hook(note)
-             for network in networks for module in network.modules()]
-    loss(model, batch)
+        if isinstance(module, nn.LSTM):
+            products.extend(lstm_products(module, inputs[0]))
+            return
+        weight = (
+            module.conv.weight if isinstance(module, teacher.Unit) else module.weight
+        )
+        rows = output.numel() // output.shape[-1]
+        count = count_products(weight.requires_grad, inputs[0].requires_grad)
+        products.append(Product(rows, weight[0].numel(), len(weight), count))
+
+    hooks = []
+    for network in networks:
+        for module in network.modules():
+            if isinstance(module, (teacher.Unit, nn.Linear, nn.LSTM)):
+                hooks.append(module.register_forward_hook(note))
+    step()
     for hook in hooks:
         hook.remove()
-    return found
+    return products
 
 
-@torch.no_grad()
-def evaluated(model, batch):
-    """The products of one evaluation step."""
-    forward = lambda model, batch: model(batch.features, batch.lengths)
-    return products(model.eval(), batch, forward, [model])
+class Floor:
+    """Bare matrix products on random numbers."""
 
+    def __init__(self, products, device):
+        self.products = products
+        self.operands = {}
+        for m, k, n, _ in products:
+            self.operands[m, k, n] = (
+                torch.randn(m, k, device=device),
+                torch.randn(k, n, device=device),
+                torch.randn(m, n, device=device),
+            )
 
-def floor_of(shapes, device):
-    """A function that runs the products."""
-    made = {(m, k, n): (torch.randn(m, k, device=device), torch.randn(k, n, device=device),
-                        torch.randn(m, n, device=device)) for m, k, n, _ in shapes}
-
-    def run():
-        for *shape, count in shapes:
-            x, w, y = made[tuple(shape)]
-            torch.mm(x, w)
+    def run(self):
+        """Compute all products once."""
+        for m, k, n, count in self.products:
+            inputs, weight, gradient = self.operands[m, k, n]
+            torch.mm(inputs, weight)
             if count > 1:
-                torch.mm(x.T, y)
+                torch.mm(inputs.T, gradient)
             if count > 2:
-                torch.mm(y, w.T)
-    return run
+                torch.mm(gradient, weight.T)
 
 
-def seconds(functions, args):
-    """Medians of the seconds of each function, timed in turn."""
-    clock = time.process_time if args.device == "cpu" and args.threads == 1 else time.perf_counter
-    taken = [[] for _ in functions]
-    for _ in range(args.repeats + 1):  # the first time is for warming up
-        for function, times in zip(functions, taken):
+# ------------------------------------------------------------ times
+
+
+def median_seconds(functions, timing):
+    """Return the median seconds of each function, timed in turn, a list."""
+    clock = time.perf_counter
+    if timing.device == "cpu" and timing.threads == 1:
+        clock = time.process_time
+    seconds = [[] for _ in functions]
+    for _ in range(timing.repeats + 1):  # the first time is for warming up
+        for function, values in zip(functions, seconds, strict=True):
             start = clock()
             function()
-            if args.device.startswith("cuda"):
+            if timing.device.startswith("cuda"):
                 torch.cuda.synchronize()
-            times.append(clock() - start)
-    return [statistics.median(times[1:]) for times in taken]
+            values.append(clock() - start)
+    return [statistics.median(values[1:]) for values in seconds]
 
 
-def measure(args, trained=freeze.LAYERS, kind="teacher"):
-    """One row: milliseconds and ratios of training and evaluation."""
-    model, optimizer, batch, loss, networks = make(args, kind)
+def train_steps(task, loader):
+    """Train on a loader's batches as teacher.py does."""
+    rates = [LEARNING_RATE] * len(loader)
+    teacher.train_one_epoch(
+        task.model, loader, task.optimizer, rates, task.loss_function
+    )
+
+
+@torch.inference_mode()
+def evaluate_steps(model, batches):
+    """Run the model on batches in evaluation mode."""
+    model.eval()
+    for batch in batches:
+        model(batch.features, batch.lengths)
+
+
+def run_repeatedly(function, times):
+    """Call a function several times."""
+    for _ in range(times):
+        function()
+
+
+def measure(sizes, timing, trained=freeze.LAYERS, kind="teacher"):
+    """Time a training and an evaluation step beside their floors.
+
+    Returns:
+        Milliseconds, ratios and frames per second, a dict.
+    """
+    task = make_task(sizes, timing.device, kind)
     if kind == "teacher":
-        freeze.apply_freeze(model, trained)
-    train_floor = floor_of(products(model.train(), batch, loss, networks), args.device)
-    eval_floor = floor_of(evaluated(model, batch), args.device)
-    batches = [batch] * args.steps
+        freeze.apply_freeze(task.model, trained)
+    task.model.train()
+    loss_step = functools.partial(task.loss_function, task.model, task.batch)
+    train_products = find_products(task.networks, loss_step)
+    batches = [task.batch] * timing.steps
+    one_evaluation = functools.partial(evaluate_steps, task.model, batches[:1])
+    eval_products = find_products([task.model], one_evaluation)
+    train_floor = Floor(train_products, timing.device)
+    eval_floor = Floor(eval_products, timing.device)
+    seconds = median_seconds(
+        [
+            functools.partial(train_steps, task, batches),
+            functools.partial(run_repeatedly, train_floor.run, timing.steps),
+            functools.partial(evaluate_steps, task.model, batches),
+            functools.partial(run_repeatedly, eval_floor.run, timing.steps),
+        ],
+        timing,
+    )
+    train_ms, floor_ms, eval_ms, eval_floor_ms = [
+        1000 * value / timing.steps for value in seconds
+    ]
+    return {
+        "train_ms": train_ms,
+        "floor_ms": floor_ms,
+        "train_ratio": train_ms / floor_ms,
+        "eval_ms": eval_ms,
+        "eval_ratio": eval_ms / eval_floor_ms,
+        "frames_per_second": 1000 * sizes.batch * sizes.frames / train_ms,
+    }
 
-    def train():
-        teacher.train_one_epoch(model, batches, optimizer, lambda _: 1e-5, loss)
 
-    @torch.inference_mode()
-    def evaluate():
-        model.eval()
-        for some in batches:
-            model(some.features, some.lengths)
-    times = seconds((train, lambda: [train_floor() for _ in batches],
-                     evaluate, lambda: [eval_floor() for _ in batches]), args)
-    step, floor, forward, forward_floor = (1000 * t / args.steps for t in times)
-    return {"network": kind, "trains": " ".join(trained[:1]) if kind == "teacher" else "all",
-            "train_ms": step, "floor_ms": floor, "train_ratio": step / floor, "eval_ms": forward,
-            "eval_ratio": forward / forward_floor,
-            "frames_per_second": 1000 * args.batch * args.frames / step}
+# ------------------------------------------------------------ reading ahead
 
 
-class Timed:
+class TimedLoader:
     """A loader that adds up the seconds in which its user waits for it."""
 
     def __init__(self, loader):
-        self.loader, self.seconds = loader, 0.0
+        self.loader = loader
+        self.seconds = 0.0
 
     def __len__(self):
         return len(self.loader)
 
     def __iter__(self):
-        batches, start = iter(self.loader), time.perf_counter()
-        for batch in batches:
+        start = time.perf_counter()
+        for batch in self.loader:
             self.seconds += time.perf_counter() - start
             yield batch
             start = time.perf_counter()
 
 
-def waiting(args, step):
-    """{workers: milliseconds of reading and augmenting per batch, waiting}."""
-    model, optimizer, _, loss, _ = make(args)
-    rng, read = np.random.default_rng(0), teacher.read_features
-    pause = args.slow * step / args.batch
+def augment_slowly(features, glosses, generator, sizes, pause):
+    """Augment a sentence as in training, to the same length, after some seconds.
 
-    def slow_reader(*arguments):
-        time.sleep(pause)  # a slow disk or network; the processor is free meanwhile
-        return read(*arguments)
+    The sleep stands for a slow disk or network: the processor is free meanwhile.
+    """
+    time.sleep(pause)
+    mean = np.zeros(sizes.features, np.float32)
+    std = np.ones(sizes.features, np.float32)
+    features = teacher.augment(features, glosses, generator, mean, std, sizes.stride)
+    return features[: sizes.frames]
+
+
+def make_slow_loader(path, sizes, device, workers, epoch_steps, pause):
+    """Return a loader over one file, read again for every sentence.
+
+    Args:
+        path: of a feature file.
+        sizes: Sizes.
+        device: where batches are used.
+        workers: processes that read ahead.
+        epoch_steps: batches.
+        pause: seconds per sentence.
+    """
+    vocabulary = [teacher.BLANK] + [f"G{k}" for k in range(1, sizes.classes)]
+    sentences = [
+        teacher.Sentence(f"s{k}", "", ("G1", "G2", "G3"), str(path))
+        for k in range(sizes.batch * epoch_steps)
+    ]
+    config = teacher.Config(batch_size=sizes.batch, num_workers=workers, device=device)
+    augment = functools.partial(augment_slowly, sizes=sizes, pause=pause)
+    return teacher.make_loader(sentences, vocabulary, config, augment)
+
+
+def reading_ms(load, epoch_steps):
+    """Return milliseconds of reading and augmenting per batch of load(pause=0)."""
+    loader = load(pause=0)
+    for _ in range(2):  # the first pass starts the workers
+        timed = TimedLoader(loader)
+        for _batch in timed:
+            pass
+    return 1000 * timed.seconds / epoch_steps
+
+
+def waiting_share(task, loader):
+    """Return the median time of an epoch over its time without waiting."""
+    next(iter(loader))  # starts the workers
+    shares = []
+    for _ in range(WAITING_EPOCHS):
+        timed = TimedLoader(loader)
+        start = time.perf_counter()
+        train_steps(task, timed)
+        seconds = time.perf_counter() - start
+        shares.append(seconds / (seconds - timed.seconds))
+    return statistics.median(shares)
+
+
+def measure_waiting(sizes, device, workers, epoch_steps, pause):
+    """Return workers -> reading time per batch and waiting, without and with workers.
+
+    Args:
+        sizes: Sizes.
+        device: to train on.
+        workers: processes that read ahead.
+        epoch_steps: batches per epoch.
+        pause: seconds that the slow reader sleeps per sentence.
+    """
+    task = make_task(sizes, device)
+    generator = np.random.default_rng(0)
+    shape = (sizes.frames, sizes.features)
+    result = {}
     with tempfile.TemporaryDirectory() as folder:
-        np.save(file := Path(folder, "a.npy"),
-                rng.standard_normal((args.frames, args.features), dtype=np.float32))
-        vocabulary = [teacher.BLANK, *(f"G{k}" for k in range(1, args.classes))]
-        count = args.batch * args.epoch_steps
-        sentences = [teacher.Sentence(f"s{k}", "", ("G1", "G2", "G3"), str(file))
-                     for k in range(count)]
-        statistics_ = np.zeros(args.features, np.float32), np.ones(args.features, np.float32)
-        augment = lambda features, glosses, rng: teacher.augment(
-            features, glosses, rng, *statistics_, args.stride)[:args.frames]
-        result = {}
-        for workers in (0, args.num_workers):
-            flags = argparse.Namespace(seed=0, batch_size=args.batch, num_workers=workers,
-                                       device=args.device)
-            load = lambda: teacher.make_loader(sentences, vocabulary, args.features, flags, augment)
-            for loader in 2 * [load()]:  # the first pass starts its workers
-                list(timed := Timed(loader))
-            teacher.read_features, shares = slow_reader, []
-            next(iter(loader := load()))
-            for _ in range(3):
-                start, slow = time.perf_counter(), Timed(loader)
-                teacher.train_one_epoch(model, slow, optimizer, lambda _: 1e-5, loss)
-                whole = time.perf_counter() - start
-                shares.append(whole / (whole - slow.seconds))
-            teacher.read_features = read
-            result[workers] = {"read_ms_per_batch": 1000 * timed.seconds / args.epoch_steps,
-                               "waiting": statistics.median(shares)}
+        path = Path(folder, "a.npy")
+        np.save(path, generator.standard_normal(shape, dtype=np.float32))
+        for count in (0, workers):
+            load = functools.partial(
+                make_slow_loader, path, sizes, device, count, epoch_steps
+            )
+            result[count] = {
+                "read_ms_per_batch": reading_ms(load, epoch_steps),
+                "waiting": waiting_share(task, load(pause=pause)),
+            }
     return result
 
 
-def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0],
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
-    for name, default in (("threads", 1), ("batch", 8), ("frames", 80), ("features", 8),
-                          ("classes", 105), ("stride", 4), ("steps", 5), ("repeats", 5),
-                          ("num_workers", 2), ("epoch_steps", 40)):
-        parser.add_argument(f"--{name}", type=int, default=default)
-    parser.add_argument("--slow", type=float, default=1.0, help="reading over step time")
-    parser.add_argument("--growth", action="store_true", help="four sizes of each dimension too")
+# ------------------------------------------------------------ the program
+
+
+def peak_bytes(device):
+    """Return the largest memory that was used: of the GPU, else of the process."""
+    if device.startswith("cuda"):
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
+def print_head(sizes, timing, out):
+    """Print what is measured and the table's head."""
+    print(
+        f"{timing.device}, {timing.threads} threads, torch {torch.__version__}; "
+        f"B {sizes.batch}, T {sizes.frames}, D {sizes.features}, V {sizes.classes}, "
+        f"stride {sizes.stride}",
+        file=out,
+    )
+    print(
+        f"{'':<24}{'train ms':>10}{'floor ms':>10}{'ratio':>8}{'eval ms':>10}"
+        f"{'ratio':>8}{'frames/s':>10}",
+        file=out,
+    )
+
+
+def print_row(name, row, out):
+    """Print a row of the table."""
+    print(
+        f"{name:<24}{row['train_ms']:>10.1f}{row['floor_ms']:>10.1f}"
+        f"{row['train_ratio']:>8.2f}{row['eval_ms']:>10.1f}{row['eval_ratio']:>8.2f}"
+        f"{row['frames_per_second']:>10.0f}",
+        file=out,
+        flush=True,
+    )
+
+
+def make_parser():
+    """Return the parser of the script's flags."""
+    sizes = Sizes()
+    timing = Timing(teacher.default_device(), threads=1)
+    parser = argparse.ArgumentParser(
+        description=__doc__.split("\n")[0],
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    parser.add_argument("--device", default=timing.device)
+    parser.add_argument("--threads", type=int, default=timing.threads)
+    for setting in dataclasses.fields(Sizes):
+        default = getattr(sizes, setting.name)
+        parser.add_argument(f"--{setting.name}", type=int, default=default)
+    parser.add_argument("--steps", type=int, default=timing.steps, help="per time")
+    parser.add_argument("--repeats", type=int, default=timing.repeats, help="of times")
+    parser.add_argument("--num_workers", type=int, default=2, help="that read ahead")
+    parser.add_argument("--epoch_steps", type=int, default=40, help="for waiting")
+    parser.add_argument("--slow", type=float, default=1.0, help="reading over step")
+    parser.add_argument(
+        "--growth", action="store_true", help="four values of each size"
+    )
     parser.add_argument("--no_data", action="store_true", help="leave out reading")
-    parser.add_argument("--json", action="store_true")
-    args = parser.parse_args()
-    torch.set_num_threads(args.threads)
-    out = sys.stderr if args.json else sys.stdout
-    show = lambda name, row: print(
-        f"{name:<24}{row['train_ms']:>10.1f}{row['floor_ms']:>10.1f}{row['train_ratio']:>8.2f}"
-        f"{row['eval_ms']:>10.1f}{row['eval_ratio']:>8.2f}{row['frames_per_second']:>10.0f}",
-        file=out, flush=True)
-    print(f"{args.device}, {args.threads} threads, torch {torch.__version__}; B {args.batch}, T "
-          f"{args.frames}, D {args.features}, V {args.classes}, stride {args.stride}\n{'':<24}"
-          f"{'train ms':>10}{'floor ms':>10}{'ratio':>8}{'eval ms':>10}{'ratio':>8}"
-          f"{'frames/s':>10}", file=out)
-    rows = {name: measure(args, layers) for name, layers in TRAINED.items()}
-    rows["student"] = measure(args, kind="student")
-    for name, row in rows.items():
-        show(name, row)
-    result = {**rows["all layers"], "rows": rows, "arguments": vars(args)}
-    if args.growth:
-        for dimension, values in GROWTH.items():
+    parser.add_argument("--json", action="store_true", help="print JSON on stdout")
+    return parser
+
+
+def measure_networks(sizes, timing, growth, out):
+    """Print and return the rows of teacher and student, name -> dict."""
+    rows = {}
+    for name, layers in TRAINED.items():
+        rows[name] = measure(sizes, timing, layers)
+        print_row(name, rows[name], out)
+    rows["student"] = measure(sizes, timing, kind="student")
+    print_row("student", rows["student"], out)
+    if growth:
+        for size, values in GROWTH.items():
             for value in values:
-                some = argparse.Namespace(**{**vars(args), dimension: value})
-                result[f"{dimension} {value}"] = row = measure(some)
-                show(f"{dimension} {value}", row)
+                name = f"{size} {value}"
+                changed = dataclasses.replace(sizes, **{size: value})
+                rows[name] = measure(changed, timing)
+                print_row(name, rows[name], out)
+    return rows
+
+
+def main():
+    """Measure what the flags ask for."""
+    args = make_parser().parse_args()
+    torch.set_num_threads(args.threads)
+    sizes = Sizes(args.batch, args.frames, args.features, args.classes, args.stride)
+    timing = Timing(args.device, args.threads, args.steps, args.repeats)
+    out = sys.stderr if args.json else sys.stdout
+    print_head(sizes, timing, out)
+    rows = measure_networks(sizes, timing, args.growth, out)
+    result = {"rows": rows, "arguments": vars(args)}
     if not args.no_data:
-        result["data"] = waiting(args, rows["all layers"]["train_ms"] / 1000)
-        for workers, found in result["data"].items():
-            print(f"{workers} workers: reading and augmenting {found['read_ms_per_batch']:.1f} ms "
-                  f"per batch; waiting {found['waiting']:.2f}", file=out)
-    memory = (torch.cuda.max_memory_allocated() if args.device.startswith("cuda")
-              else 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
-    result["peak_bytes"] = memory
-    print(f"peak memory {memory / 1e6:.0f} MB", file=out)
+        pause = args.slow * rows["all layers"]["train_ms"] / 1000 / sizes.batch
+        result["data"] = measure_waiting(
+            sizes, args.device, args.num_workers, args.epoch_steps, pause
+        )
+        for workers, row in result["data"].items():
+            print(
+                f"{workers} workers: reading and augmenting "
+                f"{row['read_ms_per_batch']:.1f} ms per batch; waiting "
+                f"{row['waiting']:.2f}",
+                file=out,
+            )
+    result["peak_bytes"] = peak_bytes(args.device)
+    print(f"peak memory {result['peak_bytes'] / 1e6:.0f} MB", file=out)
     if args.json:
         print(json.dumps(result))
 

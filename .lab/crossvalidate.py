@@ -1,182 +1,326 @@
-"""Cross-validation: every sentence is held out once, a setting's WER is over all of them.
+r"""Cross-validation: every sentence is held out once; the WER is over all of them.
 
     $ python .lab/crossvalidate.py fold boston104 folds/boston104 --folds 7
-    $ python .lab/crossvalidate.py run folds/boston104 --setting full --seeds 0 1 -- \\
+    $ python .lab/crossvalidate.py run folds/boston104 --setting full --seeds 0 1 -- \
           --pretrained_weights i3d_kinetics400 --epochs 60
     $ python .lab/crossvalidate.py table folds/boston104 --baselines full
 
-`fold` pools train and dev of a corpus and spreads each signer's sentences over the folds, so that
-signers are on both sides; other folds may be used too (DIR/fold*/ in the layout of --data_dir,
-the held-out sentences as dev). `run` trains teacher.py on each fold and scores the *last* epoch
-by greedy decoding, so that no epoch is chosen on the held-out sentences; with --teachers DIR, the
-students of the teachers that an earlier `run --keep DIR` left, each with its baseline (not with
---no_baseline). A setting and seed that the record has are not run again, but for --keep, and
-never recorded twice. `repeated` records which held-out sentences have the same glosses as a train
-sentence. `table` gives the WER over all held-out sentences and over those not repeated, mean ±
-standard deviation over seeds, and the difference to each of the baselines with a 95% interval by
-bootstrap, see lab.bootstrap.
+`fold` pools train and dev of a corpus and spreads each signer's sentences over the
+folds, so that every signer is on both sides. Other folds work too: DIR/fold*/ in the
+layout of --data_dir, with the held-out sentences as dev.
+
+`run` trains teacher.py on each fold and scores the last epoch by greedy decoding, so
+that no epoch is chosen on the held-out sentences. With --teachers DIR it trains the
+students of the teachers that an earlier `run --keep DIR` left. A setting and seed that
+the record has are not run again unless --keep is given, and never recorded twice.
+
+`repeated` records which held-out sentences have the glosses of a train sentence.
+
+`table` prints the WER over all held-out sentences and over those not repeated in train,
+mean ± standard deviation over seeds, and the difference to each baseline with a 95%
+interval (lab.bootstrap).
 """
 
 import argparse
+import functools
 import os
 import statistics
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import lab
 import numpy as np
 
-sys.path.insert(0, str(lab.ROOT))
-from wer import read_annotations, score  # noqa: E402
+from wer import read_annotations, score
 
 
-def fold(args):
+@dataclass(frozen=True)
+class Setting:
+    """How the networks of a setting are trained."""
+
+    name: str  # in record and table
+    flags: list  # of teacher.py; of distill.py where there are teachers
+    root: Path  # checkout whose programs run
+    keep: str | None  # directory for the runs, which are else thrown away
+    teachers: str | None  # a `keep` of teachers, whose students are trained
+
+
+def fold_folders(folds_dir):
+    """Return the folders of the folds in their order."""
+    return sorted(Path(folds_dir).glob("fold*"))
+
+
+def make_folds(corpus, folds_dir, folds):
     """Write fold0, fold1, ... with links to the corpus's features."""
-    source, out = Path(args.corpus).resolve(), Path(args.folds_dir)
-    pooled = [(split, a) for split in ("train", "dev")
-              for a in read_annotations(source / f"{split}.corpus.csv")]
+    source = Path(corpus).resolve()
+    pooled = []
+    for split in ("train", "dev"):
+        for annotation in read_annotations(source / f"{split}.corpus.csv"):
+            pooled.append((split, annotation))
     pooled.sort(key=lambda item: (item[1].signer, item[1].id))
-    for k in range(args.folds):
-        for split, held_out in (("train", False), ("dev", True)):
-            folder = out / f"fold{k}/features" / split
-            folder.mkdir(parents=True)
-            lines = ["id|folder|signer|annotation"]
-            for number, (home, a) in enumerate(pooled):
-                if (number % args.folds == k) == held_out:
-                    os.symlink(source / f"features/{home}/{a.id}.npy", folder / f"{a.id}.npy")
-                    lines.append(f"{a.id}|{a.id}|{a.signer}|{' '.join(a.glosses)}")
-            (out / f"fold{k}/{split}.corpus.csv").write_text("\n".join(lines) + "\n")
+    for fold in range(folds):
+        held_out = pooled[fold::folds]
+        others = [item for item in pooled if item not in held_out]
+        folder = Path(folds_dir, f"fold{fold}")
+        write_split(source, folder, "train", others)
+        write_split(source, folder, "dev", held_out)
 
 
-def run_fold(folder, seed, args):
-    """One training of teacher.py, or with --teachers of distill.py, on a fold. Returns {setting:
-    {id: errors of the held-out sentence}}."""
+def write_split(source, folder, split, items):
+    """Write a split's annotations, and links to its features.
+
+    Args:
+        source: directory of the corpus, an absolute path.
+        folder: directory of the fold.
+        split: train or dev.
+        items: (split in the corpus, Annotation) of each sentence.
+    """
+    features = folder / "features" / split
+    features.mkdir(parents=True)
+    lines = ["id|folder|signer|annotation"]
+    for original_split, annotation in items:
+        name = annotation.id
+        file = f"{name}.npy"
+        os.symlink(source / "features" / original_split / file, features / file)
+        lines.append(
+            f"{name}|{name}|{annotation.signer}|{' '.join(annotation.glosses)}"
+        )
+    (folder / f"{split}.corpus.csv").write_text("\n".join(lines) + "\n")
+
+
+def held_out_sentences(folds_dir):
+    """Return fold/id -> Annotation of all held-out sentences, sorted by fold/id."""
+    sentences = {}
+    for folder in fold_folders(folds_dir):
+        for annotation in read_annotations(folder / "dev.corpus.csv"):
+            sentences[f"{folder.name}/{annotation.id}"] = annotation
+    return dict(sorted(sentences.items()))
+
+
+def run_fold(folder, seed, setting):
+    """Train on a fold and score its held-out sentences.
+
+    Returns:
+        Name of the setting -> {fold/id: errors}; with teachers there is also the
+        baseline, unless the flags have --no_baseline.
+    """
     with tempfile.TemporaryDirectory() as scratch:
-        output = Path(args.keep or scratch).resolve() / f"{folder.name}-{seed}"
-        program, runs, flags = "teacher.py", {args.setting: output}, []
-        if args.teachers:
-            teacher = Path(args.teachers).resolve() / f"{folder.name}-{seed}/last.pth"
-            program, flags = "distill.py", ["--teacher_checkpoint", teacher]
-            if "--no_baseline" not in args.flags:
-                runs[f"{args.setting}: baseline"] = output / "alone"
-        lab.run(program, "--data_dir", folder.resolve(), "--output_dir", output, "--seed", seed,
-                "--device", "cpu", *flags, *args.flags, root=args.root)
-        found = {}
-        for setting, run in runs.items():
-            hypotheses = lab.run(program, "--evaluate", run / "last.pth", "--data_dir",
-                                 folder.resolve(), "--device", "cpu", root=args.root)["hypotheses"]
-            found[setting] = {
-                f"{folder.name}/{a.id}": score([a.glosses], [hypotheses[a.id]]).errors
-                for a in read_annotations(folder / "dev.corpus.csv")}
-    return found
+        run_name = f"{folder.name}-{seed}"
+        output = Path(setting.keep or scratch).resolve() / run_name
+        data_flags = ["--data_dir", folder.resolve(), "--device", "cpu"]
+        flags = data_flags + ["--output_dir", output, "--seed", seed]
+        runs = {setting.name: output}
+        if setting.teachers is None:
+            program = "teacher.py"
+        else:
+            program = "distill.py"
+            checkpoint = Path(setting.teachers).resolve() / run_name / "last.pth"
+            flags += ["--teacher_checkpoint", checkpoint]
+            if "--no_baseline" not in setting.flags:
+                runs[f"{setting.name}: baseline"] = output / "alone"
+        lab.run(program, flags + setting.flags, setting.root)
+        errors = {}
+        for name, run_folder in runs.items():
+            evaluation_flags = data_flags + ["--evaluate", run_folder / "last.pth"]
+            result = lab.run(program, evaluation_flags, setting.root)
+            errors[name] = count_errors(folder, result["hypotheses"])
+    return errors
 
 
-def glosses_of(folds_dir):
-    """{fold/id: number of reference glosses} of all held-out sentences."""
-    return {f"{folder.name}/{a.id}": len(a.glosses) for folder in sorted(folds_dir.glob("fold*"))
-            for a in read_annotations(folder / "dev.corpus.csv")}
+def count_errors(folder, hypotheses):
+    """Return fold/id -> errors of a fold's held-out sentences."""
+    errors = {}
+    for annotation in read_annotations(folder / "dev.corpus.csv"):
+        counts = score([annotation.glosses], [hypotheses[annotation.id]])
+        errors[f"{folder.name}/{annotation.id}"] = counts.errors
+    return errors
 
 
 def save(folds_dir, setting, seed, errors, **more):
-    """A row of the record: errors and glosses per held-out sentence, in the order of their ids."""
-    glosses = glosses_of(folds_dir)
-    lab.record({"folds": folds_dir.name, "setting": setting, "seed": seed}, **more,
-               wer=sum(errors.values()) / sum(glosses.values()),
-               glosses=[glosses[name] for name in sorted(glosses)],
-               errors=[errors[name] for name in sorted(glosses)])
-    print(f"{setting}, seed {seed}: {100 * sum(errors.values()) / sum(glosses.values()):.1f}% of "
-          f"{sum(glosses.values())} glosses", flush=True)
+    """Record errors and glosses per held-out sentence, in the order of fold/id.
+
+    Args:
+        folds_dir: directory of the folds; its name is the corpus's in the record.
+        setting: its name.
+        seed: of the runs.
+        errors: fold/id -> errors.
+        more: further columns, such as flags and commit.
+    """
+    sentences = held_out_sentences(folds_dir)
+    glosses = [len(annotation.glosses) for annotation in sentences.values()]
+    wer = sum(errors.values()) / sum(glosses)
+    lab.record(
+        {"folds": Path(folds_dir).name, "setting": setting, "seed": seed},
+        **more,
+        wer=wer,
+        glosses=glosses,
+        errors=[errors[name] for name in sentences],
+    )
+    print(
+        f"{setting}, seed {seed}: {100 * wer:.1f}% of {sum(glosses)} glosses",
+        flush=True,
+    )
 
 
-def run(args):
-    folds_dir = Path(args.folds_dir)
-    for seed in args.seeds:
-        if not args.keep and lab.recorded(folds=folds_dir.name, setting=args.setting, seed=seed):
-            print(f"{args.setting}, seed {seed}: in the record already, and nothing is to be kept")
+def run(folds_dir, setting, seeds, workers):
+    """Train and score a setting on all folds with each seed, and record it."""
+    for seed in seeds:
+        known = lab.recorded(
+            folds=Path(folds_dir).name, setting=setting.name, seed=seed
+        )
+        if known and setting.keep is None:
+            print(f"{setting.name}, seed {seed}: in the record already")
             continue
-        started, errors = time.monotonic(), {}
-        with ThreadPoolExecutor(args.workers) as pool:
-            for found in pool.map(lambda folder: run_fold(folder, seed, args),
-                                  sorted(folds_dir.glob("fold*"))):
-                for setting, some in found.items():
-                    errors.setdefault(setting, {}).update(some)
-        for setting, some in errors.items():
-            save(folds_dir, setting, seed, some, flags=args.flags, commit=lab.commit(args.root),
-                 seconds=round(time.monotonic() - started))
+        started = time.monotonic()
+        train_fold = functools.partial(run_fold, seed=seed, setting=setting)
+        errors = {}
+        with ThreadPoolExecutor(workers) as pool:
+            for errors_of_fold in pool.map(train_fold, fold_folders(folds_dir)):
+                for name, counts in errors_of_fold.items():
+                    errors.setdefault(name, {}).update(counts)
+        for name, counts in errors.items():
+            save(
+                folds_dir,
+                name,
+                seed,
+                counts,
+                flags=setting.flags,
+                commit=lab.commit(setting.root),
+                seconds=round(time.monotonic() - started),
+            )
 
 
-def repeated(args):
-    """Record which held-out sentences have the glosses of a train sentence of their fold."""
-    found = {}
-    for folder in sorted(Path(args.folds_dir).glob("fold*")):
-        train = {a.glosses for a in read_annotations(folder / "train.corpus.csv")}
-        found |= {f"{folder.name}/{a.id}": a.glosses in train
-                  for a in read_annotations(folder / "dev.corpus.csv")}
-    lab.record({"repeated_in": Path(args.folds_dir).name},
-               repeated=[found[name] for name in sorted(found)])
-    print(f"{sum(found.values())} of {len(found)} held-out sentences are repeated in train")
+def record_repeated(folds_dir):
+    """Record which held-out sentences have the glosses of a train sentence."""
+    train_sentences = {}
+    for folder in fold_folders(folds_dir):
+        annotations = read_annotations(folder / "train.corpus.csv")
+        train_sentences[folder.name] = {a.glosses for a in annotations}
+    repeated = []
+    for name, annotation in held_out_sentences(folds_dir).items():
+        fold = name.partition("/")[0]
+        repeated.append(annotation.glosses in train_sentences[fold])
+    key = {"repeated_in": Path(folds_dir).name}
+    lab.record(key, commit=lab.commit(), repeated=repeated)
+    print(
+        f"{sum(repeated)} of {len(repeated)} held-out sentences are repeated in train"
+    )
 
 
-def lines(folds, baselines=()):
-    """Lines of Markdown: every setting's WER over all held-out sentences and, where `repeated` was
-    recorded any, over those that are not repeated; its difference to the baseline settings."""
+def wer_of(row, sentences):
+    """Return the WER of a row of the record over some sentences, a boolean array."""
+    errors = np.array(row["errors"])[sentences].sum()
+    glosses = np.array(row["glosses"])[sentences].sum()
+    return float(errors / glosses)
+
+
+def settings_of(folds, part, baselines):
+    """Return name -> rows of the recorded settings, the lowest mean WER first.
+
+    Args:
+        folds: the corpus's name in the record.
+        part: text that a setting's name must hold, unless it is a baseline.
+        baselines: names of settings.
+    """
     settings = {}
     for row in lab.recorded(folds=folds):
-        settings.setdefault(row["setting"], []).append(row)
-    kept = [~np.array(row["repeated"]) for row in lab.recorded(repeated_in=folds)
-            if any(row["repeated"])]
-    heads = (folds, "seeds", "WER, last epoch", *(f"of {some.sum()} sentences not in train"
-                                                  for some in kept),
-             *(f"difference to: {name}" for name in baselines))
-    out = [f"| {' | '.join(heads)} |", "|---" * len(heads) + "|"]
-    wer = lambda row, some: float(np.array(row["errors"])[some].sum()
-                                  / np.array(row["glosses"])[some].sum())
-    for setting, rows in sorted(settings.items(), key=lambda item: statistics.mean(
-            row["wer"] for row in item[1])):
-        cells = [setting, len(rows), lab.spread([row["wer"] for row in rows]),
-                 *(lab.spread([wer(row, some) for row in rows]) for some in kept)]
-        for name in baselines:
-            runs = ([row["errors"] for row in settings[key]] for key in (name, setting))
-            difference, (low, high) = lab.bootstrap(rows[0]["glosses"], *runs)
-            cells.append("-" if name == setting else
-                         f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})")
-        out.append(f"| {' | '.join(map(str, cells))} |")
-    return out
+        if part in row["setting"] or row["setting"] in baselines:
+            settings.setdefault(row["setting"], []).append(row)
+
+    def mean_wer(name):
+        return statistics.mean(row["wer"] for row in settings[name])
+
+    return {name: settings[name] for name in sorted(settings, key=mean_wer)}
 
 
-def table(args):
-    print("\n".join(lines(Path(args.folds_dir).name, args.baselines)))
+def difference_cell(rows, baseline_rows):
+    """Return "difference (low to high)" in percent of two settings' WERs."""
+    runs = [row["errors"] for row in rows]
+    baseline_runs = [row["errors"] for row in baseline_rows]
+    glosses = rows[0]["glosses"]
+    difference, low, high = lab.bootstrap(glosses, baseline_runs, runs)
+    return f"{100 * difference:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})"
+
+
+def table_lines(folds, part="", baselines=()):
+    """Return the lines of a Markdown table of the recorded settings.
+
+    Args:
+        folds: the corpus's name in the record.
+        part: only settings whose name holds this text, shown as "...", and the
+            baselines are in the table.
+        baselines: settings that all others are compared with.
+    """
+    settings = settings_of(folds, part, baselines)
+    new_sentences = None  # those not repeated in train, where any are
+    for row in lab.recorded(repeated_in=folds):
+        if any(row["repeated"]):
+            new_sentences = ~np.array(row["repeated"])
+    heads = [folds, "seeds", "WER"]
+    if new_sentences is not None:
+        heads.append("not in train")
+    heads += [f"against {name}" for name in baselines]
+    lines = [table_row(heads), "|---" * len(heads) + "|"]
+    for name, rows in settings.items():
+        label = name if name in baselines or not part else name.replace(part, "...")
+        cells = [label, str(len(rows)), lab.spread([row["wer"] for row in rows])]
+        if new_sentences is not None:
+            cells.append(lab.spread([wer_of(row, new_sentences) for row in rows]))
+        for baseline in baselines:
+            if name == baseline:
+                cells.append("-")
+            else:
+                cells.append(difference_cell(rows, settings[baseline]))
+        lines.append(table_row(cells))
+    return lines
+
+
+def table_row(cells):
+    """Return a row of a Markdown table."""
+    return f"| {' | '.join(cells)} |"
+
+
+def make_parser():
+    """Return the parser of the script's commands."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    fold = commands.add_parser("fold")
+    fold.add_argument("corpus")
+    fold.add_argument("folds_dir")
+    fold.add_argument("--folds", type=int, default=7)
+    run_command = commands.add_parser("run")
+    run_command.add_argument("folds_dir")
+    run_command.add_argument("--setting", required=True, help="its name in the record")
+    run_command.add_argument("--seeds", type=int, nargs="+", default=[0])
+    run_command.add_argument("--workers", type=int, default=1, help="folds at a time")
+    run_command.add_argument("--root", default=lab.ROOT, help="checkout to run")
+    run_command.add_argument("--keep", help="directory for the runs")
+    run_command.add_argument("--teachers", help="a --keep of teachers")
+    repeated = commands.add_parser("repeated")
+    repeated.add_argument("folds_dir")
+    table = commands.add_parser("table")
+    table.add_argument("folds_dir")
+    table.add_argument("--part", default="", help="only settings that hold this text")
+    table.add_argument("--baselines", nargs="*", default=[], help="names of settings")
+    return parser
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    commands = parser.add_subparsers(required=True)
-    for function, name in ((fold, "corpus"), (run, None), (repeated, None), (table, None)):
-        command = commands.add_parser(function.__name__)
-        command.set_defaults(function=function)
-        if name:
-            command.add_argument(name)
-        command.add_argument("folds_dir")
-        if function is fold:
-            command.add_argument("--folds", type=int, default=7)
-        if function is run:
-            command.add_argument("--setting", required=True, help="its name in record and table")
-            command.add_argument("--seeds", type=int, nargs="+", default=[0])
-            command.add_argument("--workers", type=int, default=1)
-            command.add_argument("--root", default=lab.ROOT, help="checkout whose programs run")
-            command.add_argument("--keep", help="directory for the runs, else thrown away")
-            command.add_argument("--teachers", help="a --keep of teachers: train their students")
-        if function is table:
-            command.add_argument("--baselines", nargs="*", default=[],
-                                 help="settings that all are compared with")
-    argv = sys.argv[1:]
-    cut = argv.index("--") if "--" in argv else len(argv)
-    args = parser.parse_args(argv[:cut])
-    args.flags = argv[cut + 1:]
-    args.function(args)
+    """Run the command that the flags name."""
+    args = lab.parse_with_flags(make_parser())
+    if args.command == "fold":
+        make_folds(args.corpus, args.folds_dir, args.folds)
+    elif args.command == "run":
+        setting = Setting(args.setting, args.flags, args.root, args.keep, args.teachers)
+        run(args.folds_dir, setting, args.seeds, args.workers)
+    elif args.command == "repeated":
+        record_repeated(args.folds_dir)
+    else:
+        name = Path(args.folds_dir).name
+        print("\n".join(table_lines(name, args.part, args.baselines)))
 
 
 if __name__ == "__main__":

@@ -1,45 +1,74 @@
 """Features with their first differences beside them: [T, D] -> [T, 2 D].
 
-    $ python .lab/differences.py /data/mine /data/mine_2d       # a --data_dir, or a folder of files
-    $ python teacher.py --data_dir /data/mine_2d ...
+    $ python .lab/differences.py /data/mine /data/mine_differences
+    $ python teacher.py --data_dir /data/mine_differences ...
 
-The second half of the columns is each feature's change since the frame before, 0 in the first one.
-This pays on landmarks as landmarks.py makes them, held where a part is not found; not where missing
-ones are zeros (.lab/RESULTS.md, section 2). Features that have velocities already need none.
-Files for --predict go the same way. Annotation files are copied, anything else is left out.
+The source is a --data_dir, or a folder of feature files for --predict. The second half
+of the columns is each feature's change since the frame before, 0 in the first frame.
+This pays on landmarks as landmarks.py makes them, which hold a part that is not found,
+not where missing parts are zeros (.lab/RESULTS.md). Features that have velocities
+already need no differences. Annotation files are copied, anything else is left out.
 """
 
+import argparse
 import shutil
 import sys
 from pathlib import Path
 
-import lab
+import lab  # noqa: F401 (puts the project on the path)
 import numpy as np
 
-sys.path.insert(0, str(lab.ROOT))
-from teacher import read_features  # noqa: E402
+from teacher import read_features
+
+FEATURE_SUFFIXES = (".npy", ".npz")
+
+
+def with_differences(features):
+    """Put each feature's change since the frame before beside it: -> [T, 2 D]."""
+    changes = np.diff(features, axis=0, prepend=features[:1])
+    return np.concatenate((features, changes), axis=1)
+
+
+def convert(source, target):
+    """Write a folder's feature files with differences; copy its annotations.
+
+    Returns:
+        The number of files written.
+
+    Raises:
+        ValueError: a target in the source, no files, or a broken one.
+    """
+    folder = target.resolve()
+    if source.resolve() in [folder] + list(folder.parents):
+        raise ValueError(
+            f"{target}: it is the source or lies in it, expected another folder"
+        )
+    suffixes = FEATURE_SUFFIXES + (".csv",)
+    paths = [path for path in sorted(source.rglob("*")) if path.suffix in suffixes]
+    if not paths:
+        raise ValueError(f"{source}: expected .npy, .npz or .csv files in it")
+    for path in paths:
+        new_path = target / path.relative_to(source)
+        new_path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix in FEATURE_SUFFIXES:
+            features = with_differences(read_features(path))
+            np.save(new_path.with_suffix(".npy"), features)
+        else:
+            shutil.copy(path, new_path)
+    return len(paths)
 
 
 def main():
-    if len(sys.argv) != 3:
-        sys.exit("usage: differences.py SOURCE TARGET")
-    source, target = map(Path, sys.argv[1:])
-    found = [path for path in sorted(source.rglob("*")) if path.suffix in (".npy", ".npz", ".csv")]
-    if not found:
-        sys.exit(f"{source}: no .npy, .npz or .csv in it")
-    for path in found:
-        new = target / path.relative_to(source)
-        new.parent.mkdir(parents=True, exist_ok=True)
-        if path.suffix == ".csv":
-            shutil.copy(path, new)
-            continue
-        try:
-            features = read_features(path)
-        except ValueError as error:
-            sys.exit(f"differences.py: {error}")
-        change = np.diff(features, axis=0, prepend=features[:1])
-        np.save(new.with_suffix(".npy"), np.concatenate((features, change), axis=1))
-    print(f"{target}: {len(found)} files")
+    """Convert the folder that the command line names."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("source", type=Path)
+    parser.add_argument("target", type=Path)
+    args = parser.parse_args()
+    try:
+        count = convert(args.source, args.target)
+    except ValueError as error:
+        sys.exit(f"differences.py: {error}")
+    print(f"{args.target}: {count} files")
 
 
 if __name__ == "__main__":

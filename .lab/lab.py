@@ -1,4 +1,8 @@
-"""What the scripts here share: running a program in one thread, the record of runs, statistics."""
+"""What the scripts here share: running a program, the record of runs, statistics.
+
+Importing it puts the project's folder on the path, so that the scripts can import the
+project's modules.
+"""
 
 import functools
 import json
@@ -11,76 +15,150 @@ from pathlib import Path
 
 import numpy as np
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).resolve().parent.parent
 RECORD = ROOT / ".lab/results.jsonl"
+DRAWS = 10_000  # of the bootstrap
+
+sys.path.insert(0, str(ROOT))
 
 
-def run(program, *flags, root=ROOT):
-    """What `python PROGRAM --json FLAGS` prints last, as a dict. One thread, working directory
-    `root`; root may be another checkout of the project. Exits with its error message on failure."""
+def parse_with_flags(parser):
+    """Parse sys.argv; what follows "--" is args.flags, which the programs get."""
+    own = sys.argv[1:]
+    flags = []
+    if "--" in own:
+        cut = own.index("--")
+        flags = own[cut + 1 :]
+        own = own[:cut]
+    args = parser.parse_args(own)
+    args.flags = flags
+    return args
+
+
+def run(program, flags, root=ROOT):
+    """Run `python PROGRAM --json FLAGS` in one thread; exit with its error if it fails.
+
+    Args:
+        program: teacher.py or another program of the project.
+        flags: a list; its elements need not be text.
+        root: a checkout of the project, also the working directory.
+
+    Returns:
+        The JSON object that the program prints last, a dict.
+    """
+    command = [sys.executable, str(Path(root, program)), "--json"]
+    command += [str(flag) for flag in flags]
     process = subprocess.run(
-        [sys.executable, Path(root) / program, "--json", *map(str, flags)], cwd=root,
-        env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True)
-    if process.returncode:
+        command,
+        cwd=root,
+        env=os.environ | {"OMP_NUM_THREADS": "1"},
+        capture_output=True,
+        text=True,
+    )
+    if process.returncode != 0:
         sys.exit(process.stderr)
     return json.loads(process.stdout.splitlines()[-1])
 
 
-def log_rows(folder):
-    """The epochs' rows of a run's log.jsonl."""
-    rows = [json.loads(line) for line in (Path(folder) / "log.jsonl").open()]
-    return [row for row in rows if "epoch" in row]
+def read_rows(path):
+    """Read a file of JSON lines, a list of dicts; a missing file has none."""
+    if not Path(path).exists():
+        return []
+    with open(path) as file:
+        return [json.loads(line) for line in file]
+
+
+def epoch_rows(folder):
+    """Return the epochs' rows of a run's log.jsonl."""
+    return [row for row in read_rows(Path(folder, "log.jsonl")) if "epoch" in row]
+
+
+def git(root, arguments):
+    """Return what a git command prints in a checkout."""
+    command = ["git", "-C", str(root)] + arguments
+    return subprocess.run(command, capture_output=True, text=True).stdout.strip()
 
 
 def commit(root=ROOT):
-    """The short commit hash of a checkout, with + where its programs differ from it."""
-    git = lambda *words: subprocess.run(["git", "-C", root, *words], capture_output=True,
-                                        text=True).stdout.strip()
-    changed = git("status", "--short", "-uno", ":(exclude).lab")
-    return git("rev-parse", "--short", "HEAD") + "+" * bool(changed)
-
-
-def record(key, **found):
-    """Append a row, unless the record has one with the values of key."""
-    if not recorded(**key):
-        with RECORD.open("a") as file:
-            file.write(json.dumps(key | found) + "\n")
+    """Return a checkout's short commit hash, with + where its programs differ."""
+    changed = git(root, ["status", "--short", "-uno", ":(exclude).lab"])
+    short_hash = git(root, ["rev-parse", "--short", "HEAD"])
+    return short_hash + "+" if changed else short_hash
 
 
 def recorded(**wanted):
-    """The rows of the record (lines of JSON) that have these values."""
-    rows = [json.loads(line) for line in RECORD.open()] if RECORD.exists() else []
-    return [row for row in rows if all(row.get(key) == value for key, value in wanted.items())]
+    """Return the rows of the record that have these values."""
+    return [
+        row
+        for row in read_rows(RECORD)
+        if all(row.get(key) == value for key, value in wanted.items())
+    ]
 
 
-def spread(values):
-    """Mean ± standard deviation over seeds, in percent."""
-    if None in values:
+def record(key, **results):
+    """Append a row of key and results, unless the record has a row with this key."""
+    if recorded(**key):
+        return
+    with open(RECORD, "a") as file:
+        file.write(json.dumps(key | results) + "\n")
+
+
+def spread(fractions):
+    """Return mean ± standard deviation in percent as text; "-" where one is None."""
+    if None in fractions:
         return "-"
-    deviation = f" ± {100 * statistics.stdev(values):.1f}" if len(values) > 1 else ""
-    return f"{100 * statistics.mean(values):.1f}{deviation}"
+    mean = f"{100 * statistics.mean(fractions):.1f}"
+    if len(fractions) == 1:
+        return mean
+    return f"{mean} ± {100 * statistics.stdev(fractions):.1f}"
 
 
 @functools.cache
 def resamples(sentences, draws):
-    """[draws, sentences] how often each sentence is drawn, in draws with replacement."""
-    rng = random.Random(0)
-    return np.array([np.bincount(rng.choices(range(sentences), k=sentences), minlength=sentences)
-                     for _ in range(draws)])
+    """Draw sentences with replacement: [draws, sentences] how often each is drawn."""
+    generator = random.Random(0)
+    counts = []
+    for _ in range(draws):
+        drawn = generator.choices(range(sentences), k=sentences)
+        counts.append(np.bincount(drawn, minlength=sentences))
+    return np.array(counts)
 
 
-def bootstrap(glosses, runs_a, runs_b, draws=10_000):
-    """(difference of the WERs b - a, its 95% interval), resampling the sentences, the same ones for
-    both, and each setting's seeds. One seed stands for itself: then the interval is of the
-    sentences alone. glosses: one number per sentence. runs: errors per sentence, a list per seed.
+def drawn_errors(runs, counts, generator):
+    """Return the errors of each draw, with seeds drawn anew.
+
+    Args:
+        runs: for each of S seeds the errors per sentence.
+        counts: [draws, sentences], see resamples.
+        generator: a numpy Generator.
+
+    Returns:
+        [draws] errors, mean over the S drawn seeds.
     """
-    rng, counts = np.random.default_rng(0), resamples(len(glosses), draws)
+    errors = counts @ np.transpose(runs)  # [draws, S]
+    seeds = generator.integers(len(runs), size=errors.shape)
+    return np.take_along_axis(errors, seeds, axis=1).mean(axis=1)
 
-    def errors(runs):
-        found = counts @ np.transpose(runs)                                 # [draws, seeds]
-        chosen = rng.integers(len(runs), size=found.shape)
-        return np.take_along_axis(found, chosen, axis=1).mean(axis=1)
 
-    differences = np.sort((errors(runs_b) - errors(runs_a)) / (counts @ np.array(glosses)))
-    whole = (np.mean(runs_b, axis=0) - np.mean(runs_a, axis=0)).sum() / sum(glosses)
-    return whole, (differences[draws // 40], differences[-draws // 40])
+def bootstrap(glosses, runs_a, runs_b):
+    """Compare the WERs of two settings by a bootstrap over sentences and seeds.
+
+    Both settings get the same drawn sentences. One seed stands for itself, so that the
+    interval then covers the sentences alone.
+
+    Args:
+        glosses: reference glosses of each sentence.
+        runs_a: for each seed the errors per sentence.
+        runs_b: likewise.
+
+    Returns:
+        The difference b - a of the WERs, and the ends of its 95% interval.
+    """
+    generator = np.random.default_rng(0)
+    counts = resamples(len(glosses), DRAWS)
+    errors_b = drawn_errors(runs_b, counts, generator)
+    errors_a = drawn_errors(runs_a, counts, generator)
+    differences = np.sort((errors_b - errors_a) / (counts @ np.array(glosses)))
+    outside = DRAWS // 40  # draws below and above the interval
+    total = np.mean(runs_b, axis=0).sum() - np.mean(runs_a, axis=0).sum()
+    return total / sum(glosses), differences[outside], differences[-outside]

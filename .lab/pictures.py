@@ -1,134 +1,353 @@
-"""The notebook's pictures, drawn from .lab/results.jsonl and, for the posteriors, two checkpoints.
+r"""The pictures of README and RESULTS.md.
 
-    $ python .lab/pictures.py
-    $ python .lab/pictures.py --teacher checkpoints/teacher/best_i3d.pth \\
-          --student checkpoints/student/best_student.pth --sentence test-0003
+    $ python .lab/pictures.py strategies     # .lab/strategies.svg, from the records
+    $ python .lab/pictures.py epochs         # .lab/epochs.svg, from the records
+    $ python .lab/pictures.py posteriors OUT.svg --sentence dev-0003 --split dev \
+          CHECKPOINT [CHECKPOINT ...]
 
-strategies.svg: WER per strategy, a dot per seed and a line at the mean. epochs.svg: dev WER over
-the epochs, mean over seeds, with the stages of progressive unfreezing. sizes.svg: WER and number of
-parameters. transfer.svg: WER by number of train sentences and weights. posteriors.svg: what teacher
-and student believe of one sentence of the built-in corpus.
+`strategies`: test WER on the built-in corpus, a dot per seed and a line at the mean.
+`epochs`: dev WER over the epochs with the stages of progressive unfreezing.
+`posteriors`: what networks believe of one sentence over time, a panel per checkpoint of
+teacher.py or distill.py: a line per gloss whose probability reaches MIN_PROBABILITY in
+some output frame, grey for the blank. A gloss is named above the chart where it is the
+most probable class, any other one at its peak. The sentence comes from the first
+checkpoint's corpus, or from --data_dir.
 """
 
 import argparse
-import html
+import itertools
+import operator
 import statistics
 import sys
+from pathlib import Path
+from typing import NamedTuple
 
 import lab
+import numpy as np
+import strategies
+import torch
 
-sys.path.insert(0, str(lab.ROOT))
-import adapt  # noqa: E402
-import distill  # noqa: E402
-import freeze  # noqa: E402
-import teacher  # noqa: E402
-import wer  # noqa: E402
+import adapt
+import distill
+import freeze
+import teacher
+import wer
 
-# On the built-in corpus; the teacher's without the second head, which serves training alone.
-PARAMETERS = {"teacher": 6_023_669, "student": 435_029, "baseline": 435_029}
+PALETTE = (
+    teacher.BLUE,
+    teacher.RED,
+    "#2ca02c",
+    "#9467bd",
+    "#c26a00",
+    "#0b8a99",
+    "#8c564b",
+    "#c2309b",
+)
+BLANK_COLOUR = "#999999"
 
+# ------------------------------------------------------------ pictures of the records
 
-def write(name, svg):
-    (lab.ROOT / ".lab" / name).write_text(svg)
-    print(f".lab/{name}")
-
-
-def built_in(**wanted):
-    """The records of the built-in corpus with no flags besides the strategy's."""
-    return [row for row in lab.recorded(corpus="built-in", **wanted)
-            if "network" in row and not row["flags"]]
-
-
-def dots(title, rows, highest, axis):
-    """SVG: a line of dots per row. rows: [(label, [values])], values in percent."""
-    left, width, step = 290, 520, 30
-    x = lambda value: left + width * value / highest
-    height = 60 + step * len(rows)
-    out = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{left + width + 40}" '
-           f'height="{height + 40}" font-family="sans-serif" font-size="12">'
-           f'<rect width="100%" height="100%" fill="white"/>'
-           f'<text x="20" y="24" font-weight="bold">{html.escape(title)}</text>']
-    for tick in (highest * k / 5 for k in range(6)):
-        out.append(f'<path d="M{x(tick):.1f} 40V{height - 10}" stroke="#ddd"/><text fill="#666" '
-                   f'x="{x(tick):.1f}" y="{height + 8}" text-anchor="middle">{tick:g}</text>')
-    for k, (label, values) in enumerate(rows):
-        y, mean = 60 + step * k, statistics.mean(values)
-        out.append(f'<text x="{left - 12}" y="{y + 4}" text-anchor="end">'
-                   f'{html.escape(label)}</text><path d="M{x(mean):.1f} {y - 10}v20" '
-                   f'stroke="#d62728" stroke-width="2"/>')
-        out += [f'<circle cx="{x(value):.1f}" cy="{y}" r="4" fill="#1f77b4" fill-opacity="0.6"/>'
-                for value in values]
-    return "\n".join(out) + f'<text x="{left}" y="{height + 28}">{html.escape(axis)}</text></svg>\n'
+DOTS_LEFT = 290  # pixels, where the x axis begins
+DOTS_WIDTH = 520
+ROW_HEIGHT = 30
 
 
-def strategies():
-    found = {}
-    for row in lab.recorded(corpus="built-in", network="teacher"):
-        label = " ".join([row["strategy"], *row["flags"][1:]])  # of --adapt_method its value
-        found.setdefault(label, []).append(100 * row["test"])
-    rows = sorted(found.items(), key=lambda item: statistics.mean(item[1]))
-    highest = max(max(values) for _, values in rows)
-    write("strategies.svg", dots("Built-in corpus: strategies", rows, 5 * (int(highest) // 5 + 1),
-                                 "test WER in %: a dot per seed, a line at the mean"))
+def dots_svg(title, rows, x_label):
+    """Draw a row of dots per label, with a line at their mean, as SVG.
+
+    Args:
+        title: of the picture.
+        rows: label -> values from 0 on.
+        x_label: what the values are.
+    """
+    highest = max(max(values) for values in rows.values())
+    x_ticks = teacher.round_ticks(highest)
+
+    def pixel_x(value):
+        return DOTS_LEFT + DOTS_WIDTH * value / x_ticks[-1]
+
+    bottom = 50 + ROW_HEIGHT * len(rows)
+    elements = [teacher.svg_text(20, 24, title, 'font-weight="bold"')]
+    for tick in x_ticks:
+        x = pixel_x(tick)
+        elements.append(f'<path d="M{x:.1f} 40V{bottom}" stroke="#ddd"/>')
+        style = 'fill="#666" text-anchor="middle"'
+        elements.append(teacher.svg_text(x, bottom + 18, f"{tick:g}", style))
+    for number, (label, values) in enumerate(rows.items()):
+        y = 60 + ROW_HEIGHT * number
+        mean_x = pixel_x(statistics.mean(values))
+        elements.append(
+            teacher.svg_text(DOTS_LEFT - 12, y + 4, label, 'text-anchor="end"')
+        )
+        elements.append(
+            f'<path d="M{mean_x:.1f} {y - 10}v20" stroke="{teacher.RED}" '
+            f'stroke-width="2"/>'
+        )
+        for value in values:
+            elements.append(
+                f'<circle cx="{pixel_x(value):.1f}" cy="{y}" r="4" '
+                f'fill="{teacher.BLUE}" fill-opacity="0.6"/>'
+            )
+    elements.append(teacher.svg_text(DOTS_LEFT, bottom + 38, x_label))
+    width = DOTS_LEFT + DOTS_WIDTH + 40
+    return (
+        f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" '
+        f'height="{bottom + 50}" font-family="sans-serif" font-size="12">'
+        f'<rect width="100%" height="100%" fill="white"/>\n'
+        + "\n".join(elements)
+        + "\n</svg>\n"
+    )
 
 
-def epochs():
-    lines, names = [], ("full", "progressive, by 0.3", "progressive")
-    for colour, name in zip(wer.COLOURS, names):
-        if curves := [row["curve"] for row in built_in(strategy=name, network="teacher")]:
-            lines.append((colour, "", [(k, 100 * statistics.mean(some))
-                                       for k, some in enumerate(zip(*curves))]))
-    starts = freeze.UnfreezeSchedule(freeze.LAYERS, freeze.EPOCHS, unfreeze_by=0.3).starts
-    title = "Dev WER in %, mean over seeds: full (blue), progressive by 0.3 (red), equal (green)"
-    write("epochs.svg", wer.chart([(title, lines)], (*starts, freeze.EPOCHS - 1),
-                                  "epoch; stages of progressive unfreezing by 0.3", starts))
+def built_in_teachers():
+    """Return label -> recorded runs of teachers on the built-in corpus."""
+    rows = lab.recorded(corpus="built-in", network="teacher")
+    return strategies.group_rows(rows, strategies.label_of)
 
 
-def sizes():
-    rows = []
-    for network, parameters in PARAMETERS.items():
-        values = [100 * row["test"] for row in built_in(strategy="full", network=network)]
-        if values:
-            rows.append((f"{network}, {parameters / 1e6:.2f} M parameters", values))
-    highest = max(max(values) for _, values in rows)
-    write("sizes.svg", dots("Built-in corpus: size and WER", rows, 5 * (int(highest) // 5 + 1),
-                            "test WER in %: a dot per seed, a line at the mean"))
+def strategies_svg():
+    """Draw the test WER of each strategy, as SVG."""
+    wers = {
+        label: [100 * row["test"] for row in rows]
+        for label, rows in built_in_teachers().items()
+    }
+    labels = sorted(wers, key=lambda label: statistics.mean(wers[label]))
+    return dots_svg(
+        "Built-in corpus: what trains, and the adaptation method if not temporal_mean",
+        {label: wers[label] for label in labels},
+        "test WER in percent: a dot per seed, a line at the mean",
+    )
 
 
-def transfer():
-    found = {}
-    for row in lab.recorded(corpus="wlasl25b"):
-        label = f"{row['train_sentences']}: {row['strategy']}, {row['weights']}"
-        found.setdefault((row["train_sentences"], label), []).append(100 * row["dev_last"])
-    rows = sorted(found.items(), key=lambda item: (item[0][0], statistics.mean(item[1])))
-    write("transfer.svg", dots("wlasl25b: number of train sentences, strategy, weights",
-                               [(label, values) for (_, label), values in rows], 100,
-                               "dev WER in % at the last epoch: a dot per seed, a line at the mean"))
+def epochs_svg():
+    """Draw dev WER over the epochs of full and progressive fine-tuning, as SVG."""
+    teachers = built_in_teachers()
+    lines = []
+    labels = ("full", "progressive, by 0.15", "progressive")
+    for colour, label in zip(PALETTE, labels, strict=False):
+        curves = [row["curve"] for row in teachers[label]]
+        means = [statistics.mean(wers) for wers in zip(*curves, strict=True)]
+        points = [(epoch, 100 * wer) for epoch, wer in enumerate(means)]
+        lines.append(teacher.Line(label, colour, points))
+    last = freeze.EPOCHS - 1
+    schedule = freeze.UnfreezeSchedule(freeze.LAYERS, freeze.EPOCHS)
+    bands = [(start, f"stage {k}") for k, start in enumerate(schedule.starts)]
+    panel = teacher.Panel("Built-in corpus: dev WER in percent, mean over seeds", lines)
+    x_label = 'epoch; shaded: the equally long stages of "progressive"'
+    return teacher.chart_svg([panel], x_ticks_to(last), x_label, bands)
 
 
-def posteriors(args):
-    sentence = next(s for s in teacher.read_split(None, "test") if s.id == args.sentence)
-    panels = {}
-    for path, model_class in ((args.teacher, teacher.I3DTeacher), (args.student, distill.Student)):
-        model, content = adapt.load_model(path, model_class)
-        loader = teacher.make_loader([sentence], content["vocabulary"], len(model.feature_mean),
-                                     argparse.Namespace(seed=0, batch_size=1, num_workers=0,
-                                                        device="cpu"))
-        found = teacher.evaluate(model, loader, content["vocabulary"])
-        panels[f"{model.kind}: {' '.join(found.hypotheses[0])}"] = found.log_probs[0]
-    write("posteriors.svg", wer.posteriors_svg(panels, content["vocabulary"],
-                                               model.temporal_stride, sentence.glosses))
+def x_ticks_to(last):
+    """Return round numbers from 0 on, and at the end `last` itself."""
+    return [x for x in teacher.round_ticks(last, 12) if x < last] + [last]
+
+
+# ------------------------------------------------------------ what networks believe
+
+MIN_PROBABILITY = 0.2  # in some output frame, for a gloss to have a line
+NAME_PIXELS = 10.5  # per letter of a gloss's name
+FIRST_CHART = 50  # pixels, where teacher.chart_svg begins the first chart
+MODELS = {"teacher": teacher.I3DTeacher, "student": distill.Student}
+
+
+class Belief(NamedTuple):
+    """What a network believes of a sentence."""
+
+    name: str  # of the network
+    probabilities: np.ndarray  # [T', V]
+    vocabulary: list  # V glosses, the blank first
+    stride: int  # frames per output frame
+    hypothesis: tuple  # glosses
+
+    def best_glosses(self):
+        """Return (gloss, its middle in frames) where a gloss is the best class."""
+        best = self.probabilities.argmax(axis=1).tolist()
+        glosses = []
+        runs = itertools.groupby(enumerate(best), key=operator.itemgetter(1))
+        for index, run in runs:
+            steps = [step for step, _ in run]
+            if index != 0:
+                middle = self.stride * statistics.mean(steps)
+                glosses.append((self.vocabulary[index], middle))
+        return glosses
+
+
+def load(path):
+    """Read a checkpoint of teacher.py or distill.py: the model, the file's content."""
+    kind = adapt.load_file(path).get("model")
+    if kind not in MODELS:
+        raise ValueError(f"{path}: not a checkpoint of teacher.py or distill.py")
+    return teacher.load_model(path, MODELS[kind])
+
+
+def find_sentence(sentence_id, split, data_dir, checkpoint):
+    """Return a Sentence of the corpus that a checkpoint was trained on.
+
+    Args:
+        sentence_id: its id.
+        split: train, dev or test.
+        data_dir: where the corpus is; None: where it was in training.
+        checkpoint: path.
+    """
+    _, content = load(checkpoint)
+    config = teacher.Config(data_dir=data_dir)
+    config = teacher.with_data_of(config, content, checkpoint)
+    sentences = teacher.read_split(config.data_dir, split, config.clean_annotations)
+    for sentence in sentences:
+        if sentence.id == sentence_id:
+            return sentence
+    raise ValueError(f"--sentence {sentence_id}: expected an id of {split}")
+
+
+@torch.inference_mode()
+def believe(checkpoint, features):
+    """Return the Belief of a checkpoint about features [T, D]."""
+    model, content = load(checkpoint)
+    batch = torch.from_numpy(features)[None]  # [1, T, D]
+    logits, lengths = model(batch, torch.tensor([len(features)]))
+    log_probs = logits.log_softmax(dim=2).numpy()  # [1, T', V]
+    vocabulary = content["vocabulary"]
+    hypothesis = wer.greedy_decode(log_probs, lengths.numpy(), vocabulary)[0]
+    return Belief(
+        model.kind, np.exp(log_probs[0]), vocabulary, model.temporal_stride, hypothesis
+    )
+
+
+def assign_colours(beliefs):
+    """Return gloss -> colour of the glosses that have a line in some panel."""
+    glosses = []
+    for belief in beliefs:
+        likely = np.flatnonzero(belief.probabilities.max(axis=0) >= MIN_PROBABILITY)
+        glosses += [belief.vocabulary[index] for index in likely if index != 0]
+    distinct = list(dict.fromkeys(glosses))
+    return dict(zip(distinct, itertools.cycle(PALETTE), strict=False))
+
+
+def belief_panel(belief, colours, reference):
+    """Return the Panel of a Belief.
+
+    Args:
+        belief: a Belief.
+        colours: gloss -> colour.
+        reference: glosses.
+    """
+    lines = []
+    for index, gloss in enumerate(belief.vocabulary):
+        probabilities = belief.probabilities[:, index]
+        if index == 0:
+            colour = BLANK_COLOUR
+        elif probabilities.max() >= MIN_PROBABILITY:
+            colour = colours[gloss]
+        else:
+            continue
+        points = [(belief.stride * k, float(p)) for k, p in enumerate(probabilities)]
+        lines.append(teacher.Line("", colour, points))
+    errors = wer.edit_distance(reference, belief.hypothesis)
+    title = (
+        f"{belief.name}: probability of each gloss, grey the blank; errors: {errors}"
+    )
+    return teacher.Panel(title, lines)
+
+
+def gloss_labels(belief, colours, top, last):
+    """Return SVG text elements that name the glosses of a chart, a list.
+
+    A gloss that is the best class is named above the chart, to the right of the name
+    before it where there is no room. Any other one is named at its peak.
+
+    Args:
+        belief: a Belief.
+        colours: gloss -> colour.
+        top: pixels, where the chart begins.
+        last: the frame at the right end of the x axis.
+    """
+
+    def pixel_x(frame):
+        return teacher.CHART_LEFT + teacher.CHART_WIDTH * frame / last
+
+    elements = []
+    named = set()
+    free_from = teacher.CHART_LEFT  # pixels
+    for gloss, frame in belief.best_glosses():
+        half_width = NAME_PIXELS * len(gloss) / 2
+        x = max(pixel_x(frame), free_from + half_width)
+        colour = colours.get(gloss, "black")  # best with less than MIN_PROBABILITY
+        style = f'fill="{colour}" text-anchor="middle" font-weight="bold"'
+        elements.append(teacher.svg_text(x, top - 8, gloss, style))
+        free_from = x + half_width
+        named.add(gloss)
+    for gloss in colours.keys() - named:
+        if gloss not in belief.vocabulary:
+            continue
+        probabilities = belief.probabilities[:, belief.vocabulary.index(gloss)]
+        peak = probabilities.max()
+        if peak >= MIN_PROBABILITY:
+            x = pixel_x(belief.stride * probabilities.argmax())
+            y = top + teacher.CHART_HEIGHT * (1 - peak) - 5
+            style = f'fill="{colours[gloss]}" text-anchor="middle"'
+            elements.append(teacher.svg_text(x, y, gloss, style))
+    return elements
+
+
+def posteriors_svg(beliefs, reference, frames):
+    """Draw what networks believe of one sentence over time, as SVG.
+
+    Args:
+        beliefs: a Belief per panel.
+        reference: the sentence's glosses.
+        frames: T.
+    """
+    last = max(1, frames - 1)
+    colours = assign_colours(beliefs)
+    panels = [belief_panel(belief, colours, reference) for belief in beliefs]
+    x_label = f"input frame; signed: {' '.join(reference)}"
+    picture = teacher.chart_svg(panels, x_ticks_to(last), x_label)
+    labels = []
+    for number, belief in enumerate(beliefs):
+        top = teacher.PANEL_HEIGHT * number + FIRST_CHART
+        labels += gloss_labels(belief, colours, top, last)
+    return picture.replace("</svg>", "\n".join(labels + ["</svg>"]))
+
+
+# ------------------------------------------------------------ the program
+
+
+def make_parser():
+    """Return the parser of the script's commands."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    commands = parser.add_subparsers(dest="command", required=True)
+    commands.add_parser("strategies")
+    commands.add_parser("epochs")
+    posteriors = commands.add_parser("posteriors")
+    posteriors.add_argument("output", metavar="OUT.svg", type=Path)
+    posteriors.add_argument("checkpoints", metavar="CHECKPOINT", nargs="+")
+    posteriors.add_argument("--sentence", required=True, help="its id")
+    posteriors.add_argument("--split", choices=teacher.SPLITS, default="dev")
+    posteriors.add_argument("--data_dir", help="where the corpus is now")
+    return parser
 
 
 def main():
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--teacher")
-    parser.add_argument("--student")
-    parser.add_argument("--sentence", default="test-0003")
-    args = parser.parse_args()
-    strategies(), epochs(), sizes(), transfer()
-    if args.teacher and args.student:
-        posteriors(args)
+    """Draw the picture that the command line names."""
+    args = make_parser().parse_args()
+    path = lab.ROOT / ".lab" / f"{args.command}.svg"
+    if args.command == "strategies":
+        picture = strategies_svg()
+    elif args.command == "epochs":
+        picture = epochs_svg()
+    else:
+        path = args.output
+        try:
+            sentence = find_sentence(
+                args.sentence, args.split, args.data_dir, args.checkpoints[0]
+            )
+            features = teacher.read_features(sentence.features)
+            beliefs = [believe(checkpoint, features) for checkpoint in args.checkpoints]
+        except ValueError as error:
+            sys.exit(f"pictures.py: {error}")
+        picture = posteriors_svg(beliefs, sentence.glosses, len(features))
+    path.write_text(picture)
+    print(path)
 
 
 if __name__ == "__main__":

@@ -1,12 +1,17 @@
 """Fill the tables in RESULTS.md and README.md from .lab/results.jsonl.
 
     $ python .lab/report.py           # rewrites what stands between the marks
-    $ python .lab/report.py --check   # exit status 1 where a table is not what the records say
+    $ python .lab/report.py --check   # status 1 where a table differs from the records
 
-A mark is <!-- KIND: ARGUMENTS --> before a table and <!-- end --> behind it. Kinds: `folds: NAME;
-BASELINE; ...` (crossvalidate.py), `corpus: NAME` (strategies.py), `results` (README).
+A mark is <!-- KIND: ARGUMENTS --> before a table and <!-- end --> behind it. Kinds:
+
+    folds: NAME; PART; BASELINE; ...    crossvalidate.table_lines
+    corpus: NAME                        strategies.table_lines
+    transfer: NAME                      strategies.transfer_lines
+    results:                            README's table
 """
 
+import argparse
 import re
 import sys
 
@@ -14,66 +19,127 @@ import crossvalidate
 import lab
 import strategies
 
-HEAD = "150 epochs, stride 8, second head"
+MARKED_TABLE = re.compile(r"(<!-- (\w+):(.*?) -->)\n.*?(<!-- end -->)", re.DOTALL)
+
+BOSTON = "150 epochs, stride 8, second head"
 WLASL = "40 epochs, stride 8, second head"
-RESULTS = (  # README's rows: network, strategy and flags; settings on boston104's and wlasl's folds
-    ("teacher", "full", HEAD, WLASL),
-    ("", "the same without the second head", "150 epochs, stride 8", "40 epochs, stride 8"),
-    ("teacher", "full --adapt_method spatial_mean", f"{HEAD}, spatial_mean",
-     f"{WLASL}, spatial_mean"),
-    ("teacher", "from scratch", f"{HEAD}, from scratch", None),
-    ("teacher", "progressive, by 0.15", f"{HEAD}, progressive by 0.15", None),
-    ("teacher", "progressive, by 0.15 --adapt_method spatial_mean",
-     f"{HEAD}, progressive by 0.15, spatial_mean", None),
+# README's rows: network, strategy with its flags, settings on RWTH-BOSTON-104's and on
+# WLASL's folds.
+RESULTS = (
+    ("teacher", "full", BOSTON, WLASL),
+    (
+        "",
+        "the same without the second head",
+        "150 epochs, stride 8",
+        "40 epochs, stride 8",
+    ),
+    (
+        "teacher",
+        "full --adapt_method spatial_mean",
+        f"{BOSTON}, spatial_mean",
+        f"{WLASL}, spatial_mean",
+    ),
+    ("teacher", "from scratch", f"{BOSTON}, from scratch", None),
+    ("teacher", "progressive, by 0.15", f"{BOSTON}, progressive by 0.15", None),
+    (
+        "teacher",
+        "progressive, by 0.15 --adapt_method spatial_mean",
+        f"{BOSTON}, progressive by 0.15, spatial_mean",
+        None,
+    ),
     ("teacher", "progressive", None, None),
-    ("student", "full", f"student of: {HEAD}", None),
+    ("student", "full", f"student of: {BOSTON}", None),
     ("student", "progressive, by 0.15", None, None),
     ("student", "progressive, by 0.15 --adapt_method spatial_mean", None, None),
-    ("baseline", "the same student without a teacher", f"student of: {HEAD}: baseline", None),
-    ("", "no network, nearest train sentence", "nearest train sentence", "nearest train sentence"))
+    (
+        "baseline",
+        "the same student without a teacher",
+        f"student of: {BOSTON}: baseline",
+        None,
+    ),
+    (
+        "",
+        "no network, nearest train sentence",
+        "nearest train sentence",
+        "nearest train sentence",
+    ),
+)
 
 
-def results(_):
-    """README's results table: built-in corpus over seeds, folds of the two real corpora."""
-    lines = ["| | built-in, test | RWTH-BOSTON-104, 7 folds | WLASL landmarks, 4 folds |",
-             "|---|---|---|---|"]
-    for network, strategy, boston104, wlasl in RESULTS:
-        name, *flags = re.split(r" (?=--)|(?<=--adapt_method) ", strategy)
-        wanted = {"strategy": name, "flags": flags} if network != "baseline" else {}
-        tests = {(row["seed"], row["dev_last"], row["test"]) for row in lab.recorded(
-            corpus="built-in", network=network, **wanted)}  # one run under two names counts once
-        cells = [[test for _, _, test in sorted(tests)]]
-        cells += [[row["wer"] for row in lab.recorded(folds=folds, setting=setting)]
-                  for folds, setting in (("boston104", boston104), ("wlasl", wlasl))]
-        if any(cells):
-            lines.append(f"| {f'{network}: ' * bool(network)}{strategy} | " + " | ".join(
-                f"{lab.spread(some)} ({len(some)})" if some else "-" for some in cells) + " |")
+def built_in_tests(network, strategy):
+    """Return the test WERs of a network's runs on the built-in corpus."""
+    rows = lab.recorded(corpus="built-in", network=network)
+    if network != "baseline":  # which has no teacher, and so no strategy
+        rows = [
+            row
+            for row in rows
+            if " ".join([row["strategy"]] + row["flags"]) == strategy
+        ]
+    return [row["test"] for row in strategies.distinct_runs(rows)]
+
+
+def fold_wers(folds, setting):
+    """Return the WERs of a setting's runs on a corpus's folds."""
+    return [row["wer"] for row in lab.recorded(folds=folds, setting=setting)]
+
+
+def results_lines():
+    """Return README's results: the built-in corpus, the folds of the real ones."""
+    lines = [
+        "| | built-in, test | RWTH-BOSTON-104, 7 folds | WLASL landmarks, 4 folds |",
+        "|---|---|---|---|",
+    ]
+    for network, strategy, boston_setting, wlasl_setting in RESULTS:
+        columns = (
+            built_in_tests(network, strategy),
+            fold_wers("boston104", boston_setting),
+            fold_wers("wlasl", wlasl_setting),
+        )
+        cells = [
+            f"{lab.spread(wers)} ({len(wers)})" if wers else "-" for wers in columns
+        ]
+        name = f"{network}: {strategy}" if network else strategy
+        lines.append(f"| {name} | {' | '.join(cells)} |")
     return lines
 
 
-def fill(text):
-    """The text with every marked table made anew."""
-    kinds = {"folds": lambda words: crossvalidate.lines(words[0], words[1:]),
-             "corpus": lambda words: strategies.table(*words), "results": results}
-
-    def table(match):
-        words = [word.strip() for word in match[3].split(";") if word.strip()]
-        return "\n".join((match[1], *kinds[match[2]](words), match[4]))
-
-    return re.sub(r"(<!-- (\w+):(.*?) -->)\n.*?(<!-- end -->)", table, text, flags=re.DOTALL)
+def marked_table(match):
+    """Return a match of MARKED_TABLE with its table made anew."""
+    begin_mark, kind, text, end_mark = match.groups()
+    arguments = [argument.strip() for argument in text.split(";")]
+    if kind == "folds":
+        name, part, *baselines = arguments
+        lines = crossvalidate.table_lines(name, part, baselines)
+    elif kind == "corpus":
+        lines = strategies.table_lines(arguments[0])
+    elif kind == "transfer":
+        lines = strategies.transfer_lines(arguments[0])
+    elif kind == "results":
+        lines = results_lines()
+    else:
+        raise ValueError(f"{begin_mark}: expected folds, corpus, transfer or results")
+    return "\n".join([begin_mark] + lines + [end_mark])
 
 
 def main():
-    wrong = 0
+    """Fill or check the tables of both files."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--check", action="store_true", help="change nothing")
+    args = parser.parse_args()
+    differing = 0
     for path in (lab.ROOT / ".lab/RESULTS.md", lab.ROOT / "README.md"):
         text = path.read_text()
-        if text != (filled := fill(text)):
-            wrong += 1
-            print(f"{path}: tables {'differ from' if '--check' in sys.argv else 'filled from'} the "
-                  f"records")
-            if "--check" not in sys.argv:
-                path.write_text(filled)
-    sys.exit(wrong if "--check" in sys.argv else 0)
+        filled = MARKED_TABLE.sub(marked_table, text)
+        if text == filled:
+            continue
+        differing += 1
+        if args.check:
+            print(f"{path}: tables differ from the records")
+        else:
+            path.write_text(filled)
+            print(f"{path}: tables filled from the records")
+    if args.check and differing:
+        sys.exit(1)
 
 
 if __name__ == "__main__":

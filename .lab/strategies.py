@@ -1,28 +1,32 @@
-"""Strategies over seeds on one corpus: run, record, print the table.
+r"""Strategies over seeds on one corpus: run, record, print the table.
 
     $ python .lab/strategies.py --corpus built-in --seeds 0 1 2
-    $ python .lab/strategies.py --corpus wlasl25b --data_dir wlasl25b --train_sentences 50 \\
-          --weights wlasl25a=runs/a/best_i3d.pth --strategies full progressive -- --epochs 40
+    $ python .lab/strategies.py --corpus wlasl25b --data_dir wlasl25b \
+          --train_sentences 50 --weights wlasl25a=runs/a/best_i3d.pth \
+          --strategies full "from scratch" -- --epochs 40
     $ python .lab/strategies.py --corpus built-in --strategies full --keep runs/built-in
-    $ python .lab/strategies.py --corpus built-in --strategies full --teachers runs/built-in
+    $ python .lab/strategies.py --corpus built-in --strategies full \
+          --teachers runs/built-in
     $ python .lab/strategies.py --corpus built-in --seeds       # only the table
 
-Each run is `python teacher.py` in a process with one thread; what follows -- goes to all of them.
-A run that .lab/results.jsonl has is not repeated, but for --keep, and never recorded twice. WER
-in percent, mean ± standard deviation over seeds: on dev at the last epoch, which chose nothing,
-and at the best one, which dev itself chose; on test with the best epoch's checkpoint.
---train_sentences: that many train sentences, drawn by the seed; dev stays whole. --teachers: the
-students of the teachers that an earlier run with --keep left, each with its baseline, by
-distill.py.
+Each run is `python teacher.py` in a process with one thread; what follows -- goes to
+all of them. A run that .lab/results.jsonl has is not repeated unless --keep is given,
+and never recorded twice. With --teachers distill.py trains the students of the teachers
+that an earlier run with --keep left, each with its baseline.
+
+The table has WER in percent, mean ± standard deviation over seeds: on dev at the last
+epoch, which nothing was chosen by, on dev at the best epoch, which dev itself chose,
+and on test with the best epoch's checkpoint.
 """
 
 import argparse
+import functools
 import os
 import random
-import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from pathlib import Path
 
 import lab
@@ -38,93 +42,229 @@ STRATEGIES = {  # flags beside those of the weights
 }
 
 
-def subset(source, count, seed, folder):
-    """A corpus in `folder` with `count` of the train sentences of `source` and its whole dev."""
+@dataclass(frozen=True)
+class Experiment:
+    """What the runs of all strategies and seeds share."""
+
+    corpus: str  # its name in record and table
+    data_dir: str | None  # None: the built-in corpus
+    weights: str  # their name in the record
+    weights_file: str | None  # None: teacher.py knows them by their name
+    train_sentences: int | None  # drawn by the seed; None: all. Dev stays whole
+    adapt_method: str | None  # of the teachers
+    keep: str | None  # directory for the runs, which are else thrown away
+    teachers: str | None  # a `keep` of teachers, whose students are trained
+    root: Path  # checkout whose programs run
+    flags: list  # of all runs
+
+
+def write_subset(source, count, seed, folder):
+    """Write a corpus with `count` train sentences of the source and its whole dev."""
     os.symlink(source / "features", folder / "features")
-    (folder / "dev.corpus.csv").write_bytes((source / "dev.corpus.csv").read_bytes())
-    header, *lines = (source / "train.corpus.csv").read_text().splitlines()
-    chosen = sorted(random.Random(seed).sample(range(len(lines)), count))
-    (folder / "train.corpus.csv").write_text("\n".join([header, *(lines[k] for k in chosen)]))
-    return folder
+    dev_annotations = (source / "dev.corpus.csv").read_bytes()
+    (folder / "dev.corpus.csv").write_bytes(dev_annotations)
+    lines = (source / "train.corpus.csv").read_text().splitlines()
+    header = lines[0]
+    sentences = lines[1:]
+    drawn = sorted(random.Random(seed).sample(range(len(sentences)), count))
+    chosen = [sentences[index] for index in drawn]
+    (folder / "train.corpus.csv").write_text("\n".join([header] + chosen))
 
 
-def run(args, strategy, seed):
-    """Train once and append what came out to the record: a row, with --teachers one per network."""
-    name, _, path = args.weights.partition("=")
-    method = ["--adapt_method", args.adapt_method] if args.adapt_method else []
-    key = {"corpus": args.corpus, "strategy": strategy, "flags": method + args.flags, "seed": seed,
-           "weights": "random" if strategy == "from scratch" else name,
-           "train_sentences": args.train_sentences}
-    if not args.keep and lab.recorded(**key, network="student" if args.teachers else "teacher"):
-        print(f"{key}: in the record already, and nothing is to be kept")
+def data_flags(experiment, seed, scratch):
+    """Return the flags that name a run's corpus; a subset is written to scratch."""
+    if experiment.data_dir is None:
+        return []
+    data_dir = Path(experiment.data_dir).resolve()
+    if experiment.train_sentences is not None:
+        write_subset(data_dir, experiment.train_sentences, seed, scratch)
+        data_dir = scratch
+    return ["--data_dir", data_dir]
+
+
+def method_flags(experiment):
+    """Return the flags of the adaptation method."""
+    if experiment.adapt_method is None:
+        return []
+    return ["--adapt_method", experiment.adapt_method]
+
+
+def teacher_flags(experiment, strategy):
+    """Return the flags that are a teacher's alone: weights and what trains."""
+    flags = STRATEGIES[strategy] + method_flags(experiment)
+    if strategy == "from scratch":
+        return flags
+    source = experiment.weights
+    if experiment.weights_file is not None:
+        source = os.path.abspath(experiment.weights_file)
+    return ["--pretrained_weights", source] + flags
+
+
+def record_key(experiment, strategy, seed):
+    """Return the columns by which a run is known in the record, but its network."""
+    scratch = strategy == "from scratch"
+    return {
+        "corpus": experiment.corpus,
+        "strategy": strategy,
+        "flags": method_flags(experiment) + experiment.flags,
+        "seed": seed,
+        "weights": "random" if scratch else experiment.weights,
+        "train_sentences": experiment.train_sentences,
+    }
+
+
+def run(experiment, strategy, seed):
+    """Train once; record a row, or with teachers one for student and baseline each."""
+    key = record_key(experiment, strategy, seed)
+    network = "teacher" if experiment.teachers is None else "student"
+    if experiment.keep is None and lab.recorded(**key, network=network):
+        print(f"{key}: in the record already")
         return
-    started, folder = time.monotonic(), f"{strategy}-{seed}"
+    started = time.monotonic()
+    run_name = f"{strategy}-{seed}"
     with tempfile.TemporaryDirectory() as scratch:
-        output = Path(args.keep or scratch).resolve() / folder
-        data = Path(args.data_dir).resolve() if args.data_dir else None
-        if args.train_sentences:
-            data = subset(data, args.train_sentences, seed, Path(scratch))
-        flags = ["--data_dir", data] if data else []
-        program, runs = "teacher.py", {"teacher": output}
-        if args.teachers:
-            teacher = Path(args.teachers).resolve() / folder
-            program, runs = "distill.py", {"student": output, "baseline": output / "alone"}
-            flags += ["--teacher_checkpoint", teacher / "best_i3d.pth"]
+        output = Path(experiment.keep or scratch).resolve() / run_name
+        flags = data_flags(experiment, seed, Path(scratch))
+        flags += ["--seed", seed, "--device", "cpu", "--output_dir", output]
+        if experiment.teachers is None:
+            flags += teacher_flags(experiment, strategy) + experiment.flags
+            results = {"teacher": lab.run("teacher.py", flags, experiment.root)}
+            folders = {"teacher": output}
         else:
-            flags += [] if strategy == "from scratch" else [
-                "--pretrained_weights", os.path.abspath(path) if path else name]
-            flags += STRATEGIES[strategy] + method
-        result = lab.run(program, *flags, "--seed", seed, "--device", "cpu", "--output_dir",
-                         output, *args.flags, root=args.root)
-        for network, run in runs.items():
-            curve = [row["wer"] for row in lab.log_rows(run)]
-            found = result if network == "teacher" else result[network]
-            lab.record({**key, "network": network}, commit=lab.commit(args.root),
-                       dev_best=min(curve), dev_last=curve[-1], test=found.get("test_wer"),
-                       seconds=round(time.monotonic() - started),
-                       curve=[round(wer, 4) for wer in curve])
-            print(f"{key}, {network}: {curve[-1]:.3f}, test {found.get('test_wer')}", flush=True)
+            teacher_folder = Path(experiment.teachers).resolve() / run_name
+            flags += ["--teacher_checkpoint", teacher_folder / "best_i3d.pth"]
+            results = lab.run("distill.py", flags + experiment.flags, experiment.root)
+            folders = {"student": output, "baseline": output / "alone"}
+        seconds = round(time.monotonic() - started)
+        for trained, folder in folders.items():
+            curve = [row["wer"] for row in lab.epoch_rows(folder)]
+            test_wer = results[trained].get("test_wer")
+            lab.record(
+                key | {"network": trained},
+                commit=lab.commit(experiment.root),
+                dev_best=min(curve),
+                dev_last=curve[-1],
+                test=test_wer,
+                seconds=seconds,
+                curve=[round(wer, 4) for wer in curve],
+            )
+            print(f"{key}, {trained}: {curve[-1]:.3f}, test {test_wer}", flush=True)
 
 
-def table(corpus):
-    """Lines of Markdown: every setting recorded for this corpus."""
-    lines = [f"| {corpus} | weights | train sentences | runs | dev, last epoch | dev, best epoch "
-             "| test |", "|---|---|---|---|---|---|---|"]
+def label_of(row):
+    """Return a recorded run's strategy and flags, of --adapt_method its value alone."""
+    flags = [flag for flag in row["flags"] if flag != "--adapt_method"]
+    return " ".join([row["strategy"]] + flags)
+
+
+def distinct_runs(rows):
+    """Return the rows without those of a run that was recorded under two names."""
+    return list(
+        {(row["seed"], row["dev_last"], row["test"]): row for row in rows}.values()
+    )
+
+
+def group_rows(rows, name_of):
+    """Return name -> distinct rows, sorted by name."""
+    groups = {}
+    for row in rows:
+        groups.setdefault(name_of(row), []).append(row)
+    return {name: distinct_runs(groups[name]) for name in sorted(groups)}
+
+
+def table_lines(corpus):
+    """Return the lines of a Markdown table of the runs recorded for a corpus."""
+
+    def name_of(row):
+        if row["network"] == "baseline":  # it has no teacher
+            return "baseline"
+        return f"{row['network']}: {label_of(row)}"
+
     rows = [row for row in lab.recorded(corpus=corpus) if "network" in row]
-    name = lambda r: (r["network"] if r["network"] == "baseline" else  # it has no teacher
-                      " ".join((f"{r['network']}, {r['strategy']}", *r["flags"])),
-                      r["weights"], r["train_sentences"] or "all")
-    for key in sorted({*map(name, rows)}, key=lambda key: (str(key[2]).zfill(4), key[1], key)):
-        some = {(row["seed"], row["dev_last"], row["test"]): row for row in rows
-                if name(row) == key}.values()  # the same run under two names counts once
-        cells = " | ".join(lab.spread([row[column] for row in some])
-                           for column in ("dev_last", "dev_best", "test"))
-        lines.append(f"| {' | '.join(map(str, key))} | {len(some)} | {cells} |")
+    lines = [
+        f"| {corpus} | runs | dev, last epoch | dev, best epoch | test |",
+        "|---|---|---|---|---|",
+    ]
+    for name, group in group_rows(rows, name_of).items():
+        cells = [
+            lab.spread([row[column] for row in group])
+            for column in ("dev_last", "dev_best", "test")
+        ]
+        lines.append(f"| {name} | {len(group)} | {' | '.join(cells)} |")
     return lines
 
 
-def main():
+def transfer_lines(corpus):
+    """Return a Markdown table: strategy and weights by number of train sentences.
+
+    A cell has dev WER at the last epoch and the number of runs.
+    """
+
+    def name_of(row):
+        return f"{row['strategy']}, {row['weights']}", row["train_sentences"]
+
+    groups = group_rows(lab.recorded(corpus=corpus), name_of)
+    counts = sorted({count for _, count in groups})
+    heads = [f"{count} sentences" for count in counts]
+    lines = [f"| {corpus} | {' | '.join(heads)} |", "|---" * (1 + len(counts)) + "|"]
+    for name in dict.fromkeys(name for name, _ in groups):
+        cells = []
+        for count in counts:
+            wers = [row["dev_last"] for row in groups.get((name, count), [])]
+            cells.append(f"{lab.spread(wers)} ({len(wers)})" if wers else "-")
+        lines.append(f"| {name} | {' | '.join(cells)} |")
+    return lines
+
+
+def make_parser():
+    """Return the parser of the script's flags."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--corpus", required=True, help="its name in record and table")
-    parser.add_argument("--data_dir", default="")
-    parser.add_argument("--weights", default="i3d_kinetics400", metavar="NAME[=FILE]",
-                        help="their name in the record, and the file where it is not the same")
-    parser.add_argument("--train_sentences", type=int)
+    parser.add_argument("--corpus", required=True, help="its name in the record")
+    parser.add_argument("--data_dir", help="none: the built-in corpus")
+    parser.add_argument(
+        "--weights",
+        default="i3d_kinetics400",
+        metavar="NAME[=FILE]",
+        help="their name in the record, and their file if teacher.py does not know it",
+    )
+    parser.add_argument("--train_sentences", type=int, help="drawn by the seed")
     parser.add_argument("--adapt_method", help="of the teachers")
-    parser.add_argument("--keep", help="directory for the runs, which are else thrown away")
-    parser.add_argument("--teachers", help="a --keep of teachers: train their students")
+    parser.add_argument("--keep", help="directory for the runs")
+    parser.add_argument("--teachers", help="a --keep of teachers")
     parser.add_argument("--seeds", type=int, nargs="*", default=[0, 1, 2])
-    parser.add_argument("--strategies", nargs="*", default=list(STRATEGIES), choices=STRATEGIES)
-    parser.add_argument("--workers", type=int, default=1)
-    parser.add_argument("--root", default=lab.ROOT, help="checkout whose teacher.py runs")
-    argv = sys.argv[1:]
-    cut = argv.index("--") if "--" in argv else len(argv)
-    args = parser.parse_args(argv[:cut])
-    args.flags = argv[cut + 1:]
-    jobs = [(strategy, seed) for seed in args.seeds for strategy in args.strategies]
+    parser.add_argument(
+        "--strategies", nargs="*", default=list(STRATEGIES), choices=STRATEGIES
+    )
+    parser.add_argument("--workers", type=int, default=1, help="runs at a time")
+    parser.add_argument("--root", default=lab.ROOT, help="checkout to run")
+    return parser
+
+
+def main():
+    """Run what the flags ask for and print the corpus's table."""
+    args = lab.parse_with_flags(make_parser())
+    weights, _, weights_file = args.weights.partition("=")
+    experiment = Experiment(
+        corpus=args.corpus,
+        data_dir=args.data_dir,
+        weights=weights,
+        weights_file=weights_file or None,
+        train_sentences=args.train_sentences,
+        adapt_method=args.adapt_method,
+        keep=args.keep,
+        teachers=args.teachers,
+        root=args.root,
+        flags=args.flags,
+    )
     with ThreadPoolExecutor(args.workers) as pool:
-        list(pool.map(lambda job: run(args, *job), jobs))
-    print("\n".join(table(args.corpus)))
+        runs = []
+        for seed in args.seeds:
+            for strategy in args.strategies:
+                train = functools.partial(run, experiment, strategy, seed)
+                runs.append(pool.submit(train))
+        for future in runs:
+            future.result()
+    print("\n".join(table_lines(args.corpus)))
 
 
 if __name__ == "__main__":

@@ -207,21 +207,25 @@ def describe_zip(path):
 
 # ---------------------------------------------------------------- atomic writing
 def save_checkpoint(content, path):
-    """Write what torch.save makes of the content. OSError, see replace_file."""
+    """Save the content by torch.save; the file at path is replaced once it is whole.
+
+    Raises:
+        OSError: it cannot be written; what was at path stays.
+    """
     with replace_file(path) as temporary:
-        # By name: an interrupt in a write to a Python file object becomes a
-        # RuntimeError in torch, which cannot be told from a full disk.
+        # torch gets the path, not an open file: an interrupt in a write to a Python
+        # file object becomes a RuntimeError, which cannot be told from a full disk.
         torch.save(content, temporary)
 
 
 def write_text(text, path):
-    """Write text as UTF-8. OSError, see replace_file."""
+    """Write text as UTF-8; the file at path is replaced once it is whole. OSError."""
     with replace_file(path) as temporary:
         temporary.write_bytes(text.encode())
 
 
 def write_file(path, write):
-    """Write what write(binary file) writes. OSError, see replace_file."""
+    """Call write(binary file); the file at path is replaced by it. OSError."""
     with replace_file(path) as temporary, open(temporary, "wb") as file:
         write(file)
 
@@ -741,7 +745,17 @@ def find_reasons(values, state, other_classes):
 
 
 def why_not_loaded(name, value, state, other_classes):
-    """Return why this entry by itself is not loaded, or None; see find_reasons."""
+    """Return why one tensor of a checkpoint does not go into the model, or None.
+
+    This looks at the tensor alone; find_reasons adds what follows for its module.
+
+    Args:
+        name: of the tensor, by this project's names.
+        value: the tensor, adapted.
+        state: the model's state_dict.
+        other_classes: the number of classes of the checkpoint's classifier, if they are
+            another vocabulary's, else None.
+    """
     if name not in state:
         return "no such parameter in this network"
     if "." not in name:

@@ -93,7 +93,7 @@ def neighbours(lengths, kernel, left, stride=1, dilation=1, device="cpu"):
     Returns:
         index [N', kernel] into the N rows, and lengths' [B] = ceil(lengths / stride).
         The index N stands for a frame before a sentence's start or after its end, which
-        gather reads as zeros.
+        gather_rows reads as zeros.
     """
     output_lengths = -(-lengths // stride)
     sentence = torch.repeat_interleave(output_lengths)  # [N']
@@ -108,12 +108,14 @@ def neighbours(lengths, kernel, left, stride=1, dilation=1, device="cpu"):
     return index.to(device, non_blocking=True), output_lengths
 
 
-def gather(rows, index):
-    """Read rows [N, C] at index [N', kernel] -> [N', kernel, C], zeros for index N.
+def gather_rows(rows, index):
+    """Read rows [N, C] at an int64 index [N', kernel] -> [N', kernel, C].
 
-    F.embedding is torch's fastest gathering of whole rows, forward and backward.
+    The index N, one past the last row, reads as zeros.
     """
-    padded = F.pad(rows, (0, 0, 0, 1))  # [N, C] -> [N + 1, C]
+    padded = F.pad(rows, (0, 0, 0, 1))  # [N, C] -> [N + 1, C], the last one zeros
+    # padded[index] gives the same, but its backward pass is slower; padding_idx keeps
+    # the gradient of the zeros from being summed up.
     return F.embedding(index, padded, padding_idx=len(rows))
 
 
@@ -122,7 +124,7 @@ def max_pool(rows, index):
 
     The rows come from a ReLU, so the zeros outside a sentence change nothing.
     """
-    return gather(rows, index).amax(dim=1)
+    return gather_rows(rows, index).amax(dim=1)
 
 
 def standardise(features, mean, std):
@@ -187,7 +189,7 @@ class Unit(nn.Module):
         """Apply the unit; index [N', kernel] of neighbours, None for a kernel of 1."""
         weight = self.conv.weight  # [C', C, kernel]
         if index is not None:
-            rows = gather(rows, index).flatten(1)  # [N', kernel * C]
+            rows = gather_rows(rows, index).flatten(1)  # [N', kernel * C]
             weight = weight.transpose(1, 2)  # [C', kernel, C]
         return F.relu(self.bn(F.linear(rows, weight.flatten(1))))
 
@@ -375,20 +377,32 @@ class I3DTeacher(nn.Module):
         dilation = 1
         for name in BRANCHES:
             if name in POOLINGS:
-                kernel, smallest_halving_stride = POOLINGS[name]
-                halves = self.temporal_stride >= smallest_halving_stride
-                stride = 2 if halves else 1
-                left = (kernel - 2) // 2
-                window, lengths = find_neighbours(
-                    lengths, kernel, left, stride, dilation
-                )
-                rows = max_pool(rows, window)
-                if not halves:
-                    dilation *= 2
+                rows, lengths, dilation = self.pool(name, rows, lengths, dilation)
                 window3, _ = find_neighbours(lengths, 3, left=1, dilation=dilation)
             rows = self.get_submodule(name)(rows, window3)
         sentences = rows.split(lengths.tolist())
         return rnn.pad_sequence(sentences, batch_first=True), lengths
+
+    def pool(self, name, rows, lengths, dilation):
+        """Apply the max-pooling in front of a block.
+
+        Args:
+            name: of the block.
+            rows: [N, C].
+            lengths: [B] frames per sentence.
+            dilation: frames from one row that a kernel reads to the next.
+
+        Returns:
+            rows [N', C], lengths' [B], and the dilation of what lies behind.
+        """
+        kernel, smallest_halving_stride = POOLINGS[name]
+        halves = self.temporal_stride >= smallest_halving_stride
+        stride = 2 if halves else 1
+        left = (kernel - 2) // 2
+        window, lengths = neighbours(
+            lengths, kernel, left, stride, dilation, rows.device
+        )
+        return max_pool(rows, window), lengths, dilation if halves else 2 * dilation
 
     def check_shapes(self, features, lengths):
         """Raise ValueError unless features are [B, T, D], and lengths [B] 1 to T."""
@@ -632,12 +646,15 @@ def make_schedule(config, fresh_modules=()):
 
 
 def make_model(model_class, data, config):
-    """Return a model with random weights by the seed, and the data's statistics.
+    """Return a new model for a corpus; its random weights are drawn by config.seed.
 
     Args:
-        model_class: I3DTeacher, or a class with its `options`.
-        data: a Data, which decides D, V and the features' mean and deviation.
-        config: a dataclass with the class's options and a seed.
+        model_class: I3DTeacher, or another class that is called as
+            model_class(D, V, **options), where `model_class.options` are the names of
+            the config's fields that it takes.
+        data: a Data; the model takes its D, its V, and as feature_mean and feature_std
+            the mean and standard deviation of the train split.
+        config: a TrainingConfig with these fields.
     """
     torch.manual_seed(config.seed)
     options = {name: getattr(config, name) for name in model_class.options}
@@ -680,27 +697,19 @@ def train(model, data, schedule, config, loss_function=two_head_loss, resumed=No
     train_loader = make_train_loader(train_sentences, data, config)
     dev_loader = make_loader(dev_sentences, data.vocabulary, config)
     references = [sentence.glosses for sentence in dev_sentences]
-    optimizer = make_optimizer(model, config)
-    run = Run(model, optimizer, schedule, data, config, references)
-    if resumed is None:
-        in_first_process(move_earlier_files_aside, run.folder)
-    else:
-        run.continue_from(resumed)
-    first_epoch = len(run.history)
-    print(schedule)
-    started = time.monotonic()
-    for epoch in range(first_epoch, config.epochs):
+    run = Run(model, schedule, data, config, references)
+    run.begin(resumed)
+    for epoch in range(len(run.history), config.epochs):
         in_first_process(run.save)  # before epoch 0 too, so that any run can be resumed
         freeze.apply_freeze(model, schedule.trainable(epoch))
-        if epoch == first_epoch or epoch in schedule.starts:
-            print(stage_line(model, schedule, epoch))
+        run.report_stage(epoch)
         train_loader.batch_sampler.epoch = epoch
         seed_dropout(config.seed, epoch)
         learning_rates = epoch_learning_rates(
             schedule, config.learning_rate, epoch, len(train_loader)
         )
         loss, skipped_steps = train_one_epoch(
-            model, train_loader, optimizer, learning_rates, loss_function
+            model, train_loader, run.optimizer, learning_rates, loss_function
         )
         evaluation = evaluate(model, dev_loader, references, data.vocabulary)
         row = {
@@ -710,10 +719,7 @@ def train(model, data, schedule, config, loss_function=two_head_loss, resumed=No
             "skipped_steps": skipped_steps,
             "learning_rate": learning_rates[-1],
         }
-        run.history.append(row | evaluation_row(evaluation))
-        per_epoch = (time.monotonic() - started) / (epoch + 1 - first_epoch)
-        seconds_left = per_epoch * (config.epochs - 1 - epoch)
-        print(epoch_line(run.history, evaluation.errors, seconds_left), flush=True)
+        run.add_epoch(row | evaluation_row(evaluation), evaluation.errors)
     in_first_process(run.save)
     report_diagnosis(model, train_sentences, dev_sentences, data.vocabulary, config)
     return best_epoch(run.history)
@@ -730,7 +736,14 @@ def evaluation_row(evaluation):
 
 
 def epoch_learning_rates(schedule, maximum, epoch, steps):
-    """Return the learning rate of each step of an epoch, a list."""
+    """Return the learning rate of each step of an epoch, a list.
+
+    Args:
+        schedule: an UnfreezeSchedule, which gives the share of the maximum.
+        maximum: the highest learning rate of the run.
+        epoch: counted from 0.
+        steps: steps per epoch.
+    """
     factors = [
         schedule.learning_rate_factor(epoch, step, steps) for step in range(steps)
     ]
@@ -778,13 +791,14 @@ class Run:
     """A training run in its output directory: what is saved of it and resumed.
 
     Attributes:
+        optimizer: AdamW over all of the model's parameters.
         header: the log's first row: settings, versions, the data's digest.
         history: the log's other rows, one per epoch.
     """
 
-    def __init__(self, model, optimizer, schedule, data, config, references):
+    def __init__(self, model, schedule, data, config, references):
         self.model = model
-        self.optimizer = optimizer
+        self.optimizer = make_optimizer(model, config)
         self.schedule = schedule
         self.data = data
         self.folder = Path(config.output_dir)
@@ -801,6 +815,29 @@ class Run:
             "constant_answer": constant_wer,
         }
         self.history = []
+
+    def begin(self, resumed=None):
+        """Begin anew, or continue from the content of a last.pth. ValueError."""
+        if resumed is None:
+            in_first_process(move_earlier_files_aside, self.folder)
+        else:
+            self.continue_from(resumed)
+        self.first_epoch = len(self.history)
+        self.started = time.monotonic()
+        print(self.schedule)
+
+    def report_stage(self, epoch):
+        """Print what trains, in the first epoch of a stage and of this process."""
+        if epoch == self.first_epoch or epoch in self.schedule.starts:
+            print(stage_line(self.model, self.schedule, epoch))
+
+    def add_epoch(self, row, errors):
+        """Add an epoch's row to the log, and print its line with dev's WordErrors."""
+        self.history.append(row)
+        done = len(self.history) - self.first_epoch
+        left = self.schedule.epochs - len(self.history)
+        seconds_left = (time.monotonic() - self.started) / done * left
+        print(epoch_line(self.history, errors, seconds_left), flush=True)
 
     def continue_from(self, checkpoint):
         """Take over weights, optimizer and log of a last.pth's content. ValueError."""
@@ -970,7 +1007,10 @@ class Data:
 
 
 def frames_needed(glosses):
-    """Return the output frames that CTC needs: a blank stands between equal glosses."""
+    """Return the fewest output frames in which CTC can align glosses.
+
+    Each gloss needs one, and a blank stands between equal neighbours.
+    """
     equal_neighbours = [a for a, b in itertools.pairwise(glosses) if a == b]
     return len(glosses) + len(equal_neighbours)
 
@@ -1129,14 +1169,17 @@ def as_frames(array):
 
 
 def read_features(source, feature_dim=None):
-    """Read features [T, D] as float32.
+    """Read the features of a sentence: an array [T, D] of float32.
 
     Args:
-        source: path of a .npy file, or of the .npz beside it, or an array.
-        feature_dim: D, where it is known.
+        source: an array, or the path of a .npy file; where that is missing, the .npz
+            file of the same name is read.
+        feature_dim: the D that is expected; None for any.
 
     Raises:
-        ValueError: a missing or broken file, or no finite floating-point [T, D].
+        ValueError: a file that is missing or cannot be read; an array that is empty,
+            not floating point or of another shape (see as_frames); another D; NaN,
+            infinity or a number beyond float32.
     """
     if isinstance(source, np.ndarray):
         name = "features"
@@ -1163,7 +1206,8 @@ def read_features(source, feature_dim=None):
     finite = np.isfinite(features).all(axis=1)
     if not finite.all():
         raise ValueError(
-            f"{name}: NaN or infinity in frame {finite.argmin()}, expected numbers"
+            f"{name}: NaN or infinity in frame {finite.argmin()} (counted from 0, as "
+            f"float32), expected numbers"
         )
     return features
 
@@ -1577,8 +1621,7 @@ def synthetic_corpus(seed=0, sizes=BUILT_IN_SIZES):
         split -> list of Sentence with features [T, 16].
     """
     generator = np.random.default_rng([seed, KEY_POSES])
-    feature_dim = 2 * HAND_FEATURES
-    poses = generator.standard_normal((KEY_POSES, feature_dim))
+    poses = generator.standard_normal((KEY_POSES, 2 * HAND_FEATURES))
     forms = draw_forms(generator)
     grammar = {
         gloss: generator.permutation(BUILT_IN_GLOSSES)[:SUCCESSORS].tolist()
@@ -1587,17 +1630,19 @@ def synthetic_corpus(seed=0, sizes=BUILT_IN_SIZES):
     signers = [draw_signer(poses, generator) for _ in range(SIGNERS)]
     corpus = {}
     for split, size in sizes.items():
+        available = TRAIN_SIGNERS if split == "train" else SIGNERS
         corpus[split] = []
         for number in range(size):
-            known = TRAIN_SIGNERS if split == "train" else SIGNERS
-            signer = int(generator.integers(known))
-            glosses = draw_sentence(grammar, generator)
-            poses_of_sentence = np.concatenate([forms[gloss] for gloss in glosses])
-            features = sign(poses_of_sentence, signers[signer], generator)
-            sentence_id = f"{split}-{number:04d}"
-            corpus[split].append(
-                Sentence(sentence_id, f"signer-{signer}", tuple(glosses), features)
+            signer = int(generator.integers(available))
+            glosses = draw_glosses(grammar, generator)
+            key_poses = np.concatenate([forms[gloss] for gloss in glosses])
+            sentence = Sentence(
+                id=f"{split}-{number:04d}",
+                signer=f"signer-{signer}",
+                glosses=tuple(glosses),
+                features=sign(key_poses, signers[signer], generator),
             )
+            corpus[split].append(sentence)
     return corpus
 
 
@@ -1622,7 +1667,7 @@ def draw_signer(poses, generator):
     )
 
 
-def draw_sentence(grammar, generator):
+def draw_glosses(grammar, generator):
     """Draw the glosses of a sentence, a list."""
     fewest, most = SENTENCE_GLOSSES
     glosses = [str(generator.choice(BUILT_IN_GLOSSES))]
@@ -1822,10 +1867,7 @@ def describe_split(split, sentences, vocabulary):
             f"    glosses unknown to train, certain errors (WER at least "
             f"{len(unknown) / len(glosses):.1%}): {' '.join(sorted(set(unknown)))}"
         )
-    known_folded = {gloss.casefold() for gloss in known}
-    other_case = sorted(
-        {gloss for gloss in unknown if gloss.casefold() in known_folded}
-    )
+    other_case = in_other_case(unknown, known)
     if other_case:
         print(f"    differ from train's glosses only in case: {' '.join(other_case)}")
     constant_wer, constant_gloss = wer.constant_answer(references)
@@ -1850,6 +1892,12 @@ def describe_split(split, sentences, vocabulary):
         "constant_answer": constant_wer,
         "too_short": too_short,
     }
+
+
+def in_other_case(unknown, known):
+    """Return the unknown glosses that are known in upper or lower case, sorted."""
+    folded = {gloss.casefold() for gloss in known}
+    return sorted({gloss for gloss in unknown if gloss.casefold() in folded})
 
 
 def report_unscorable(vocabulary):
@@ -1894,35 +1942,37 @@ def report_diagnosis(model, train_sentences, dev_sentences, vocabulary, config):
     """
     train_wer = None
     train_constant_wer = 1.0
-    new_signers = set()
     if train_sentences:
-        every = math.ceil(len(train_sentences) / DIAGNOSED)
-        scored = train_sentences[::every]
+        scored = train_sentences[:: math.ceil(len(train_sentences) / DIAGNOSED)]
         train_wer = recognise(model, scored, vocabulary, config).errors.wer
         references = [sentence.glosses for sentence in scored]
         train_constant_wer, _ = wer.constant_answer(references)
-        train_signers = {sentence.signer for sentence in train_sentences}
-        new_signers = {sentence.signer for sentence in dev_sentences} - train_signers
     evaluation = recognise(model, dev_sentences, vocabulary, config)
     lines = diagnosis(train_wer, train_constant_wer, evaluation, frozen_share(model))
-    unknown = [
-        gloss
-        for sentence in dev_sentences
-        for gloss in sentence.glosses
-        if gloss not in vocabulary
-    ]
-    if unknown:
-        share = len(unknown) / evaluation.errors.reference_glosses
-        lines.append(
-            f"{share:.1%} of the reference glosses are not in train and stay errors"
-        )
-    if new_signers:
-        lines.append(
-            f"{len(new_signers)} signers are not in train: expect more errors on them"
-        )
+    lines += limits_of_train(train_sentences, dev_sentences, vocabulary)
     print("Diagnosis:")
     for line in lines or ["nothing conspicuous"]:
         print(f"  {line}")
+
+
+def limits_of_train(train_sentences, dev_sentences, vocabulary):
+    """Return lines on the glosses and signers of dev that are not in train."""
+    lines = []
+    references = [sentence.glosses for sentence in dev_sentences]
+    glosses = list(itertools.chain.from_iterable(references))
+    unknown = [gloss for gloss in glosses if gloss not in vocabulary]
+    if unknown:
+        lines.append(
+            f"{len(unknown) / len(glosses):.1%} of the reference glosses are not in "
+            f"train and stay errors"
+        )
+    train_signers = {sentence.signer for sentence in train_sentences}
+    new_signers = {sentence.signer for sentence in dev_sentences} - train_signers
+    if train_sentences and new_signers:
+        lines.append(
+            f"{len(new_signers)} signers are not in train: expect more errors on them"
+        )
+    return lines
 
 
 def frozen_share(model):
@@ -2012,54 +2062,68 @@ def svg_text(x, y, words, style=""):
     return f'<text x="{x:.1f}" y="{y:.1f}" {style}>{html.escape(str(words))}</text>'
 
 
-def panel_svg(panel, top, x_ticks, bands):
-    """Return the SVG elements of a Panel whose chart begins at y = top, a list.
+@dataclass
+class Axes:
+    """Where the values of a chart lie in the picture."""
 
-    Args:
-        panel: a Panel.
-        top: pixels.
-        x_ticks: values along the x axis, from its first to its last.
-        bands: (x where it begins, its name) of each shaded band, in order.
-    """
-    highest = max((y for line in panel.lines for _, y in line.points), default=1)
-    y_ticks = round_ticks(highest)
-    x_low = x_ticks[0]
-    x_range = max(x_ticks[-1] - x_low, 1e-9)
+    top: float  # pixels
+    x_ticks: list  # values along the x axis, from its first to its last
+    y_ticks: list  # values along the y axis, from 0 up
 
-    def pixel_x(x):
-        return CHART_LEFT + CHART_WIDTH * (x - x_low) / x_range
+    def x(self, value):
+        """Return the x pixel of a value."""
+        width = max(self.x_ticks[-1] - self.x_ticks[0], 1e-9)
+        return CHART_LEFT + CHART_WIDTH * (value - self.x_ticks[0]) / width
 
-    def pixel_y(y):
-        return top + CHART_HEIGHT * (1 - y / y_ticks[-1])
+    def y(self, value):
+        """Return the y pixel of a value."""
+        return self.top + CHART_HEIGHT * (1 - value / self.y_ticks[-1])
 
-    bottom = top + CHART_HEIGHT
-    elements = [svg_text(CHART_LEFT, top - 28, panel.title, 'font-weight="bold"')]
+
+def bands_svg(axes, bands):
+    """Return the SVG elements of shaded bands, (x where it begins, its name) each."""
+    elements = []
     for number, (start, name) in enumerate(bands):
-        left = pixel_x(start)
+        left = axes.x(start)
+        width = axes.x(axes.x_ticks[-1]) - left
         shade = "#f4f4f4" if number % 2 == 0 else "#e6edf6"
         elements.append(
-            f'<rect x="{left:.1f}" y="{top}" width="{pixel_x(x_ticks[-1]) - left:.1f}" '
+            f'<rect x="{left:.1f}" y="{axes.top}" width="{width:.1f}" '
             f'height="{CHART_HEIGHT}" fill="{shade}"/>'
         )
-        elements.append(svg_text(left + 4, top + 14, name, 'fill="#666"'))
-    for y in y_ticks:
+        elements.append(svg_text(left + 4, axes.top + 14, name, 'fill="#666"'))
+    return elements
+
+
+def ticks_svg(axes):
+    """Return the SVG elements of both axes' ticks."""
+    elements = []
+    for value in axes.y_ticks:
+        y = axes.y(value)
         elements.append(
-            f'<path d="M{CHART_LEFT} {pixel_y(y):.1f}h{CHART_WIDTH}" stroke="#ccc"/>'
+            f'<path d="M{CHART_LEFT} {y:.1f}h{CHART_WIDTH}" stroke="#ccc"/>'
         )
-        label = svg_text(CHART_LEFT - 6, pixel_y(y) + 4, f"{y:g}", 'text-anchor="end"')
+        label = svg_text(CHART_LEFT - 6, y + 4, f"{value:g}", 'text-anchor="end"')
         elements.append(label)
-    for x in x_ticks:
+    for value in axes.x_ticks:
+        y = axes.top + CHART_HEIGHT + 16
         style = 'fill="#666" text-anchor="middle"'
-        elements.append(svg_text(pixel_x(x), bottom + 16, f"{x:g}", style))
+        elements.append(svg_text(axes.x(value), y, f"{value:g}", style))
+    return elements
+
+
+def lines_svg(axes, lines):
+    """Return the SVG elements of lines, with a legend above the chart."""
+    elements = []
     legend_x = CHART_LEFT
-    for line in panel.lines:
-        points = " ".join(f"{pixel_x(x):.1f},{pixel_y(y):.1f}" for x, y in line.points)
+    for line in lines:
+        points = " ".join(f"{axes.x(x):.1f},{axes.y(y):.1f}" for x, y in line.points)
         elements.append(
             f'<polyline fill="none" stroke="{line.colour}" stroke-width="2" '
             f'points="{points}"/>'
         )
-        legend = svg_text(legend_x, top - 9, line.name, f'fill="{line.colour}"')
-        elements.append(legend)
+        style = f'fill="{line.colour}"'
+        elements.append(svg_text(legend_x, axes.top - 9, line.name, style))
         legend_x += 30 + 7 * len(line.name)
     return elements
 
@@ -2077,7 +2141,17 @@ def chart_svg(panels, x_ticks, x_label, bands=()):
     height = PANEL_HEIGHT * len(panels) + 30
     elements = []
     for number, panel in enumerate(panels):
-        elements += panel_svg(panel, PANEL_HEIGHT * number + 50, x_ticks, bands)
+        highest = max((y for line in panel.lines for _, y in line.points), default=1)
+        headroom = 1.15 if bands else 1  # for the bands' names
+        axes = Axes(
+            top=PANEL_HEIGHT * number + 50,
+            x_ticks=x_ticks,
+            y_ticks=round_ticks(headroom * highest),
+        )
+        title = svg_text(CHART_LEFT, axes.top - 28, panel.title, 'font-weight="bold"')
+        elements.append(title)
+        elements += bands_svg(axes, bands) + ticks_svg(axes)
+        elements += lines_svg(axes, panel.lines)
     elements.append(svg_text(CHART_LEFT, height - 12, x_label))
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
@@ -2190,6 +2264,13 @@ def make_shared_parser(program, description, defaults):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    add_training_flags(parser, defaults)
+    modes = add_mode_flags(parser)
+    return parser, modes
+
+
+def add_training_flags(parser, defaults):
+    """Add a flag for every setting of a TrainingConfig, with its default."""
     count = number(int, 1, 10**6)
     non_negative = number(float, 0, 1000)
     parser.add_argument(
@@ -2261,6 +2342,14 @@ def make_shared_parser(program, description, defaults):
         default=defaults.num_workers,
         help="processes that read data ahead",
     )
+
+
+def add_mode_flags(parser):
+    """Add the flags that ask for something else than a new run.
+
+    Returns:
+        The group of modes of which one alone can be asked for.
+    """
     parser.add_argument(
         "--split", choices=SPLITS, default="dev", help="what --evaluate scores"
     )
@@ -2275,7 +2364,7 @@ def make_shared_parser(program, description, defaults):
     )
     parser.add_argument(
         "--beam_width",
-        type=count,
+        type=number(int, 1, 10**6),
         default=1,
         help="prefixes that --evaluate and --predict keep; 1: greedy decoding",
     )
@@ -2291,7 +2380,7 @@ def make_shared_parser(program, description, defaults):
     modes.add_argument(
         "--evaluate", metavar="CHECKPOINT", help="score a checkpoint, do not train"
     )
-    return parser, modes
+    return modes
 
 
 def make_parser():
@@ -2430,13 +2519,23 @@ def message_stream(to_stderr):
 
 
 def parse_resumed(parser, argv, args, model_class):
-    """Parse the flags of a run to resume: those it was started with are the defaults.
+    """Parse the flags of a run to resume, with those of its last.pth as defaults.
+
+    Flags that are given must be those the run was started with, but for
+    RESUME_MAY_CHANGE. Without a GPU a run of one continues on the CPU.
+
+    Args:
+        parser: a ProgramParser; its defaults are changed.
+        argv: what it parses, as in sys.argv[1:], or None.
+        args: what it made of argv so far; last.pth lies in args.output_dir.
+        model_class: of the checkpoint.
 
     Returns:
-        The flags, and the content of its last.pth.
+        The flags, and the content of last.pth.
 
     Raises:
-        ValueError: no last.pth, or a flag that differs.
+        ValueError: no last.pth of such a model, a flag that differs, or a corpus that
+            is no longer where it was.
     """
     path = Path(args.output_dir, LAST_CHECKPOINT)
     _, checkpoint = load_model(path, model_class)

@@ -659,7 +659,7 @@ def read_annotations(path):
             if len(row) != len(header):
                 raise ValueError(f"{where}: {len(row)} columns, expected {len(header)}")
             name, signer, text = [row[k] for k in indices]
-            annotation = _read_annotation(where, name, signer, text)
+            annotation = _check_annotation(where, name, signer, text)
             if annotation.id in annotations:
                 raise ValueError(
                     f"{where}: id {annotation.id} again, expected each id once"
@@ -687,8 +687,18 @@ def _column_indices(where, header):
     )
 
 
-def _read_annotation(where, name, signer, text):
-    """Return the Annotation of a line's fields."""
+def _check_annotation(where, name, signer, text):
+    """Return the Annotation of a line's fields.
+
+    Args:
+        where: file and line, with which an error begins.
+        name: the id.
+        signer: who signs.
+        text: the glosses, separated by whitespace.
+
+    Raises:
+        ValueError: an id that is no plain file name, or no glosses.
+    """
     # The id names the feature file, so it must not lead out of the features' folder;
     # NIST's formats separate it by whitespace.
     is_file_name = name not in (".", "..") and "/" not in name and "\\" not in name

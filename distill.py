@@ -203,7 +203,7 @@ class Student(nn.Module):
     """
 
     kind = "student"
-    # The arguments that a checkpoint's config holds, beside those the data decide.
+    # The arguments that come from a run's Config, see teacher.make_model.
     options = ("temporal_stride", "channels", "dropout")
 
     def __init__(
@@ -338,7 +338,6 @@ class Config(teacher.TrainingConfig):
     learning_rate: float = 2e-3  # AdamW's, at its maximum
     dropout: float = DROPOUT  # share of values dropped in front of the classifier
     channels: int = CHANNELS
-    temporal_stride: int = teacher.TEMPORAL_STRIDE  # the teacher's, see distill
     teacher_checkpoint: str = "checkpoints/teacher/best_i3d.pth"
     temperature: float = 4.0  # of teacher and student in kd_loss
     alpha: float = 0.7  # weight of kd_loss; CTC has 1 - alpha
@@ -537,46 +536,39 @@ def time_per_sentence(model, sentences, vocabulary, config):
 
 def make_parser():
     """Return the parser of distill.py's flags."""
-    defaults = Config()
-    description = __doc__.split("\n")[0]
-    parser, _ = teacher.make_shared_parser("distill.py", description, defaults)
+    parser, _ = teacher.make_shared_parser("distill.py", __doc__.split("\n")[0])
     parser.add_argument(
         "--teacher_checkpoint",
         type=os.path.abspath,
         metavar="FILE",
-        default=defaults.teacher_checkpoint,
         help="best_i3d.pth of teacher.py",
     )
     parser.add_argument(
         "--temperature",
         type=teacher.number(float, 0.01, 1000),
-        default=defaults.temperature,
         help="of teacher and student in the distillation loss",
     )
     parser.add_argument(
         "--alpha",
         type=teacher.number(float, 0, 1),
-        default=defaults.alpha,
         help="weight of the distillation loss; that of CTC is 1 - alpha",
     )
     parser.add_argument(
         "--channels",
         type=teacher.number(int, 2, 10**4),
-        default=defaults.channels,
         help="of the student",
     )
     parser.add_argument(
         "--no_baseline",
         action="store_true",
-        default=defaults.no_baseline,
         help="do not train the student without the teacher",
     )
     parser.add_argument(
         "--export",
         metavar="FILE",
-        default=defaults.export,
         help="write the student, or --evaluate's checkpoint, as a .pt2 file",
     )
+    parser.set_defaults(**dataclasses.asdict(Config()))
     return parser
 
 

@@ -141,11 +141,13 @@ class BatchNorm(freeze.BatchNorm1d):
     """BatchNorm over the valid rows of all processes' batches: [N, C] -> [N, C].
 
     Ioffe & Szegedy 2015, arXiv 1502.03167, section 3. nn.SyncBatchNorm does the same
-    for several processes, but needs GPUs and knows no valid rows.
+    for several processes, but needs GPUs and knows no valid rows. The teacher's rows
+    are all valid; the student's batches are padded.
     """
 
     def forward(self, rows, valid=None):
         """Normalise rows; valid [N] is true for those that count, None means all."""
+        # PyTorch's own layer is faster, where it can be used: it refuses a single row.
         one_process = process_count() == 1
         if not self.training or (valid is None and one_process and len(rows) > 1):
             return super().forward(rows)
@@ -166,7 +168,7 @@ class BatchNorm(freeze.BatchNorm1d):
         """Move the running statistics as nn.BatchNorm1d does, by momentum."""
         self.num_batches_tracked += 1
         momentum = self.momentum
-        if momentum is None:  # the mean of all batches so far
+        if momentum is None:  # the mean of all batches, for adapt.estimate_batchnorm
             momentum = 1 / self.num_batches_tracked
         unbiased = variance * count / (count - 1).clamp(min=1)
         self.running_mean.lerp_(mean, momentum)
@@ -239,8 +241,9 @@ class Inception(nn.Module):
 class Classifier(nn.Linear):
     """The LSTM's output -> logits: [..., 2 * hidden] -> [..., V].
 
-    With backbone_channels it has a projection [..., 1024] -> [..., 2 * hidden], through
-    which it also classifies the backbone's frames (see I3DTeacher.both_heads).
+    With backbone_channels it holds a projection [..., 1024] -> [..., 2 * hidden], which
+    I3DTeacher.both_heads applies. The projection belongs to this layer because the
+    network's children are those of freeze.LAYERS.
     """
 
     def __init__(self, inputs, num_classes, backbone_channels=None):
@@ -271,7 +274,7 @@ class I3DTeacher(nn.Module):
     """
 
     kind = "teacher"
-    # The arguments that a checkpoint's config holds, beside those the data decide.
+    # The arguments that come from a run's Config; make_model and load_model pass them.
     options = ("temporal_stride", "hidden_size", "dropout", "backbone_ctc")
 
     def __init__(
@@ -423,6 +426,9 @@ class I3DTeacher(nn.Module):
 
 # ------------------------------------------------------------ training
 
+# Batch is defined in the section on data; batch_mean and share_gradients, which in one
+# process do next to nothing, in that on several processes.
+
 GRADIENT_CLIP_NORM = 5.0  # largest norm of all gradients together
 BACKBONE_CTC = 1.0  # weight of the second head's loss, beside 1 for the first's
 
@@ -430,6 +436,7 @@ BACKBONE_CTC = 1.0  # weight of the second head's loss, beside 1 for the first's
 def sentence_ctc_losses(logits, lengths, batch):
     """Compute CTC losses in nats per gloss: [B, T', V], [B] -> [B].
 
+    They are the training loss of teacher and student, and the loss reported on dev.
     Each sentence's loss is divided by its number of glosses. It is infinite where the
     sentence has too few output frames. Under autocast it is computed in float32.
     """
@@ -496,7 +503,7 @@ def train_one_epoch(model, loader, optimizer, learning_rates, loss_function):
     Raises:
         FloatingPointError: no step was finite, or the weights no longer are.
     """
-    model.train()
+    model.train()  # but for frozen BatchNorm, see freeze.BatchNorm1d
     objective = share_gradients(Objective(model, loss_function))
     parameters = [p for p in model.parameters() if p.requires_grad]
     device = parameters[0].device
@@ -567,6 +574,24 @@ def evaluate(model, loader, references, vocabulary, decode=wer.greedy_decode):
     return Evaluation(errors, mean_loss, hypotheses, blank_frames / max(1, all_frames))
 
 
+def recognise(model, sentences, vocabulary, config, beam_width=1):
+    """Return the Evaluation of a model on a list of Sentence, by greedy or beam search.
+
+    Args:
+        model: the network.
+        sentences: a list of Sentence.
+        vocabulary: V glosses, the blank first.
+        config: a TrainingConfig.
+        beam_width: prefixes kept after each frame; 1 is greedy decoding.
+    """
+    decode = wer.greedy_decode
+    if beam_width > 1:
+        decode = functools.partial(wer.beam_decode, beam_width=beam_width)
+    loader = make_loader(sentences, vocabulary, config)
+    references = [sentence.glosses for sentence in sentences]
+    return evaluate(model, loader, references, vocabulary, decode)
+
+
 def frame_mask(lengths, frames):
     """Mark the frames before each sentence's end: [B], T -> [B, T], true for these."""
     return torch.arange(frames, device=lengths.device) < lengths[:, None]
@@ -595,6 +620,7 @@ class TrainingConfig:
     weight_decay: float = 0.01  # AdamW's
     dropout: float = DROPOUT  # share of values dropped in front of the last layers
     seed: int = 0  # of all that is drawn
+    temporal_stride: int = TEMPORAL_STRIDE  # frames per output frame: 2, 4 or 8
     overfit: int | None = None  # train on so many sentences and score these
     device: str = field(default_factory=default_device)
     num_workers: int = field(default_factory=default_num_workers)  # read data ahead
@@ -607,7 +633,6 @@ class Config(TrainingConfig):
     The program's flags have the same names and take their defaults from here.
     """
 
-    temporal_stride: int = TEMPORAL_STRIDE  # frames per output frame: 2, 4 or 8
     hidden_size: int = HIDDEN_SIZE  # LSTM units per direction
     backbone_ctc: float = BACKBONE_CTC  # weight of the second head's loss; 0: none
     pretrained_weights: str | None = None  # file or adapt.KINETICS; None: random
@@ -665,7 +690,7 @@ def make_model(model_class, data, config):
 
 
 def make_optimizer(model, config):
-    """Return AdamW over all parameters, in groups by layer."""
+    """Return AdamW over all parameters, in a group per layer that last.pth names."""
     return torch.optim.AdamW(
         freeze.layer_groups(model),
         lr=config.learning_rate,
@@ -697,10 +722,12 @@ def train(model, data, schedule, config, loss_function=two_head_loss, resumed=No
     train_loader = make_train_loader(train_sentences, data, config)
     dev_loader = make_loader(dev_sentences, data.vocabulary, config)
     references = [sentence.glosses for sentence in dev_sentences]
-    run = Run(model, schedule, data, config, references)
+    constant_wer, _ = wer.constant_answer(references)
+    run = Run(model, schedule, data, config, constant_wer)
     run.begin(resumed)
+    in_first_process(run.save)  # before epoch 0 too, so that any run can be resumed
+    evaluation = None
     for epoch in range(len(run.history), config.epochs):
-        in_first_process(run.save)  # before epoch 0 too, so that any run can be resumed
         freeze.apply_freeze(model, schedule.trainable(epoch))
         run.report_stage(epoch)
         train_loader.batch_sampler.epoch = epoch
@@ -720,8 +747,12 @@ def train(model, data, schedule, config, loss_function=two_head_loss, resumed=No
             "learning_rate": learning_rates[-1],
         }
         run.add_epoch(row | evaluation_row(evaluation), evaluation.errors)
-    in_first_process(run.save)
-    report_diagnosis(model, train_sentences, dev_sentences, data.vocabulary, config)
+        in_first_process(run.save)
+    if evaluation is None:  # a finished run was resumed
+        evaluation = evaluate(model, dev_loader, references, data.vocabulary)
+    lines = fit_diagnosis(model, train_sentences, evaluation, data.vocabulary, config)
+    lines += decoding_diagnosis(evaluation)
+    print_diagnosis("Diagnosis of the last epoch's network:", lines)
     return best_epoch(run.history)
 
 
@@ -796,13 +827,12 @@ class Run:
         history: the log's other rows, one per epoch.
     """
 
-    def __init__(self, model, schedule, data, config, references):
+    def __init__(self, model, schedule, data, config, constant_wer):
         self.model = model
         self.optimizer = make_optimizer(model, config)
         self.schedule = schedule
         self.data = data
         self.folder = Path(config.output_dir)
-        constant_wer, _ = wer.constant_answer(references)
         self.header = {
             "arguments": dataclasses.asdict(config),
             "versions": [
@@ -815,6 +845,8 @@ class Run:
             "constant_answer": constant_wer,
         }
         self.history = []
+        self.first_epoch = 0  # of this process
+        self.started = time.monotonic()
 
     def begin(self, resumed=None):
         """Begin anew, or continue from the content of a last.pth. ValueError."""
@@ -823,7 +855,6 @@ class Run:
         else:
             self.continue_from(resumed)
         self.first_epoch = len(self.history)
-        self.started = time.monotonic()
         print(self.schedule)
 
     def report_stage(self, epoch):
@@ -937,6 +968,7 @@ def load_model(path, model_class):
         raise ValueError(
             f"{path}: not a {model_class.kind}'s checkpoint ({reason})"
         ) from error
+    # Glosses are read in this form, but a checkpoint may have been made elsewhere.
     vocabulary = [wer.normalise(gloss) for gloss in content["vocabulary"]]
     return model.eval(), {**content, "vocabulary": vocabulary}
 
@@ -958,7 +990,7 @@ def build_model(content, model_class):
 
 # ------------------------------------------------------------ data
 
-SPLITS = ("train", "dev", "test")  # and others, if train and dev are among them
+SPLITS = ("train", "dev", "test")  # names of further splits can be added here
 # Names of a split's annotations: this project's and Phoenix-2014's, Phoenix-2014-T's,
 # and those of Phoenix-2014's signer-independent part.
 ANNOTATION_NAMES = (
@@ -1400,6 +1432,8 @@ def alignable(data, stride):
 class SentenceDataset(Dataset):
     """Item (epoch, k): features [T, D] float32 and classes [L] of sentence k.
 
+    The epoch is part of the item because worker processes, which live as long as the
+    run, augment by it.
     A gloss outside the vocabulary has no class. It is no target, but an error in
     scoring, which compares glosses.
 
@@ -1471,13 +1505,13 @@ class EpochBatches:
         ValueError: a process would have no sentence of some batch.
     """
 
-    def __init__(self, sentences, batch_size, seed=None):
-        self.sentences = sentences  # how many
+    def __init__(self, count, batch_size, seed=None):
+        self.count = count  # of the sentences
         self.seed = seed
         self.epoch = 0
-        self.batches = max(1, math.ceil(sentences / batch_size))
-        smallest_batch = sentences // self.batches
-        if seed is not None and process_count() > max(1, smallest_batch):
+        self.batches = math.ceil(count / batch_size)
+        smallest_batch = count // self.batches
+        if seed is not None and process_count() > smallest_batch:
             raise ValueError(
                 f"{process_count()} processes, {smallest_batch} sentences in a batch: "
                 f"raise --batch_size or start fewer processes"
@@ -1487,7 +1521,7 @@ class EpochBatches:
         return self.batches
 
     def __iter__(self):
-        order = np.arange(self.sentences)
+        order = np.arange(self.count)
         if self.seed is not None:
             generator = np.random.default_rng([self.seed, self.epoch, 0])
             order = generator.permutation(order)
@@ -1547,13 +1581,20 @@ def augment(features, glosses, generator, mean, std, stride):
     frames = round(len(features) * generator.uniform(*TIME_STRETCH))
     shortest = (frames_needed(glosses) - 1) * stride + 1
     features = change_length(features, max(frames, shortest))
-    # Coordinates relative to the body are scaled about zero. A feature whose mean is
-    # far from zero would mostly be shifted by that: it is scaled about the point
-    # CENTRED_STD from its mean, towards zero.
-    origin = mean - np.clip(mean, -CENTRED_STD * std, CENTRED_STD * std)
+    origin = scaling_origin(mean, std)
     scale = np.float32(np.exp(generator.uniform(*np.log(AMPLITUDE_SCALE))))
     noise = generator.standard_normal(features.shape, dtype=np.float32)
     return origin + scale * (features - origin) + NOISE_STD * std * noise
+
+
+def scaling_origin(mean, std):
+    """Return the point about which each feature is scaled: [D], [D] -> [D].
+
+    It is zero for a feature whose mean is near zero, as of coordinates relative to the
+    body. Others would mostly be shifted by that: a coordinate of mean 1000 and
+    deviation 10 is scaled about 1000 - CENTRED_STD * 10 instead.
+    """
+    return mean - np.clip(mean, -CENTRED_STD * std, CENTRED_STD * std)
 
 
 def change_length(features, frames):
@@ -1742,7 +1783,12 @@ def in_first_process(function, *arguments):
 
 
 class AllReduceSum(torch.autograd.Function):
-    """The sum of a tensor over all processes, whose gradient is summed likewise."""
+    """The sum of a tensor over all processes, whose gradient is summed likewise.
+
+    Every process then holds the loss of the whole batch. With P processes the gradients
+    are P times those of its share, and DistributedDataParallel, which averages over the
+    processes, divides by P.
+    """
 
     @staticmethod
     def forward(context, tensor):
@@ -1842,10 +1888,13 @@ def describe_data(data):
     print(
         f"Data: {data.name}, D = {len(data.mean)}, {len(data.vocabulary) - 1} glosses"
     )
-    facts = {
-        split: describe_split(split, sentences, data.vocabulary)
-        for split, sentences in data.splits.items()
-    }
+    train_signers = {sentence.signer for sentence in data.splits["train"]}
+    facts = {}
+    for split, sentences in data.splits.items():
+        facts[split] = describe_split(split, sentences, data.vocabulary)
+        new_signers = {sentence.signer for sentence in sentences} - train_signers
+        if new_signers:
+            print(f"    signers that are not in train: {' '.join(sorted(new_signers))}")
     report_unscorable(data.vocabulary)
     suspect_axes(data)
     return facts
@@ -1929,50 +1978,30 @@ def suspect_axes(data):
         )
 
 
-def report_diagnosis(model, train_sentences, dev_sentences, vocabulary, config):
-    """Score a model and print what its errors suggest.
-
-    Args:
-        model: the network.
-        train_sentences: up to DIAGNOSED of them are scored, without augmentation; []
-            where they are not at hand.
-        dev_sentences: the sentences that count.
-        vocabulary: V glosses, the blank first.
-        config: a TrainingConfig.
-    """
-    train_wer = None
-    train_constant_wer = 1.0
-    if train_sentences:
-        scored = train_sentences[:: math.ceil(len(train_sentences) / DIAGNOSED)]
-        train_wer = recognise(model, scored, vocabulary, config).errors.wer
-        references = [sentence.glosses for sentence in scored]
-        train_constant_wer, _ = wer.constant_answer(references)
-    evaluation = recognise(model, dev_sentences, vocabulary, config)
-    lines = diagnosis(train_wer, train_constant_wer, evaluation, frozen_share(model))
-    lines += limits_of_train(train_sentences, dev_sentences, vocabulary)
-    print("Diagnosis:")
+def print_diagnosis(title, lines):
+    """Print what errors suggest, under a title."""
+    print(title)
     for line in lines or ["nothing conspicuous"]:
         print(f"  {line}")
 
 
-def limits_of_train(train_sentences, dev_sentences, vocabulary):
-    """Return lines on the glosses and signers of dev that are not in train."""
-    lines = []
-    references = [sentence.glosses for sentence in dev_sentences]
-    glosses = list(itertools.chain.from_iterable(references))
-    unknown = [gloss for gloss in glosses if gloss not in vocabulary]
-    if unknown:
-        lines.append(
-            f"{len(unknown) / len(glosses):.1%} of the reference glosses are not in "
-            f"train and stay errors"
-        )
-    train_signers = {sentence.signer for sentence in train_sentences}
-    new_signers = {sentence.signer for sentence in dev_sentences} - train_signers
-    if train_sentences and new_signers:
-        lines.append(
-            f"{len(new_signers)} signers are not in train: expect more errors on them"
-        )
-    return lines
+def fit_diagnosis(model, train_sentences, evaluation, vocabulary, config):
+    """Return lines on underfitting and overfitting, and which flags to try.
+
+    Args:
+        model: the network.
+        train_sentences: up to DIAGNOSED of them are recognised, without augmentation.
+        evaluation: the Evaluation of dev.
+        vocabulary: V glosses, the blank first.
+        config: a TrainingConfig.
+    """
+    scored = train_sentences[:: math.ceil(len(train_sentences) / DIAGNOSED)]
+    train_wer = recognise(model, scored, vocabulary, config).errors.wer
+    references = [sentence.glosses for sentence in scored]
+    constant_wer, _ = wer.constant_answer(references)
+    return compare_train_and_dev(
+        train_wer, constant_wer, evaluation.errors.wer, frozen_share(model)
+    )
 
 
 def frozen_share(model):
@@ -1981,48 +2010,51 @@ def frozen_share(model):
     return sum(frozen) / sum(p.numel() for p in model.parameters())
 
 
-def diagnosis(train_wer, train_constant_wer, evaluation, frozen):
-    """Return lines that say what errors suggest and which flags to try.
+def compare_train_and_dev(train_wer, constant_wer, dev_wer, frozen):
+    """Return lines on underfitting and overfitting.
 
     Args:
-        train_wer: without augmentation; None where it is not known.
-        train_constant_wer: of the best constant answer to the train sentences.
-        evaluation: the Evaluation of dev.
+        train_wer: without augmentation.
+        constant_wer: of the best constant answer to the train sentences.
+        dev_wer: of the sentences that were not trained on.
         frozen: the share of the parameters that are frozen.
     """
-    dev = evaluation.errors
-    deletions = dev.deletions / max(1, dev.reference_glosses)
-    insertions = dev.insertions / max(1, dev.reference_glosses)
-    blank_share = evaluation.blank_share
-    lines = []
-    if train_wer is not None and train_wer > 0.8 * train_constant_wer:
-        lines.append(
+    if train_wer > 0.8 * constant_wer:
+        return [
             f"underfitting: train WER {train_wer:.1%}, the best constant answer has "
-            f"{train_constant_wer:.1%}, frozen {frozen:.0%} of the parameters: more "
+            f"{constant_wer:.1%}, frozen {frozen:.0%} of the parameters: more "
             f"--epochs, another --learning_rate, fewer frozen layers; --overfit 8 "
             f"tests the features"
-        )
-    if train_wer is not None and train_wer <= 0.3 and dev.wer > 2 * train_wer + 0.05:
-        lines.append(
-            f"overfitting: train WER {train_wer:.1%}, dev WER {dev.wer:.1%}: more "
+        ]
+    if train_wer <= 0.3 and dev_wer > 2 * train_wer + 0.05:
+        return [
+            f"overfitting: train WER {train_wer:.1%}, dev WER {dev_wer:.1%}: more "
             f"data, a higher --dropout or --weight_decay"
-        )
-    if blank_share > 0.95:
-        lines.append(
-            f"only blanks, {blank_share:.0%} of the frames: usual in the first epochs; "
-            f"later a smaller --temporal_stride or more --epochs"
-        )
-    elif deletions > 2 * insertions + 0.05:
-        lines.append(
+        ]
+    return []
+
+
+def decoding_diagnosis(evaluation):
+    """Return lines on blanks, deletions and insertions, and which flags to try."""
+    glosses = max(1, evaluation.errors.reference_glosses)
+    deletions = evaluation.errors.deletions / glosses
+    insertions = evaluation.errors.insertions / glosses
+    if evaluation.blank_share > 0.95:
+        return [
+            f"only blanks, {evaluation.blank_share:.0%} of the frames: usual in the "
+            f"first epochs; later a smaller --temporal_stride or more --epochs"
+        ]
+    if deletions > 2 * insertions + 0.05:
+        return [
             f"deletions prevail, {deletions:.1%} of the glosses, insertions "
             f"{insertions:.1%}: --beam_width 10, a smaller --temporal_stride"
-        )
-    elif insertions > 2 * deletions + 0.05:
-        lines.append(
+        ]
+    if insertions > 2 * deletions + 0.05:
+        return [
             f"insertions prevail, {insertions:.1%} of the glosses, deletions "
             f"{deletions:.1%}: --beam_width 10, a larger --temporal_stride"
-        )
-    return lines
+        ]
+    return []
 
 
 @dataclass
@@ -2247,13 +2279,14 @@ class ProgramParser(freeze.OneLineParser):
         super().error(f"{message} (see --help)")
 
 
-def make_shared_parser(program, description, defaults):
+def make_shared_parser(program, description):
     """Return the parser of the flags that teacher.py and distill.py share.
+
+    Their defaults are set last, all at once, from a config.
 
     Args:
         program: the file's name.
         description: one line.
-        defaults: a TrainingConfig, where every default comes from.
 
     Returns:
         The parser, and its group of modes of which one alone can be asked for.
@@ -2264,82 +2297,69 @@ def make_shared_parser(program, description, defaults):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
-    add_training_flags(parser, defaults)
+    add_training_flags(parser)
     modes = add_mode_flags(parser)
     return parser, modes
 
 
-def add_training_flags(parser, defaults):
-    """Add a flag for every setting of a TrainingConfig, with its default."""
+def add_training_flags(parser):
+    """Add a flag for every setting of a TrainingConfig but the temporal stride."""
     count = number(int, 1, 10**6)
     non_negative = number(float, 0, 1000)
     parser.add_argument(
         "--data_dir",
         type=os.path.abspath,
-        default=defaults.data_dir,
         help="corpus; none: that of the checkpoint, else the built-in one",
     )
     parser.add_argument(
         "--clean_annotations",
         choices=("phoenix",),
-        default=defaults.clean_annotations,
         help="clean train annotations by Phoenix-2014's rules",
     )
     parser.add_argument(
         "--output_dir",
-        default=defaults.output_dir,
         help="for checkpoints, log and picture",
     )
     parser.add_argument(
         "--epochs",
         type=count,
-        default=defaults.epochs,
         help="passes over the train sentences",
     )
     parser.add_argument(
         "--batch_size",
         type=count,
-        default=defaults.batch_size,
         help="sentences per step, of all processes together",
     )
     parser.add_argument(
         "--learning_rate",
         type=non_negative,
-        default=defaults.learning_rate,
         help="AdamW's, at its maximum",
     )
     parser.add_argument(
         "--weight_decay",
         type=non_negative,
-        default=defaults.weight_decay,
         help="AdamW's",
     )
     parser.add_argument(
         "--dropout",
         type=number(float, 0, 0.99),
-        default=defaults.dropout,
         help="share of values dropped in front of the last layers",
     )
     parser.add_argument(
         "--seed",
         type=number(int, 0, 2**63 - 1),
-        default=defaults.seed,
         help="of all that is drawn",
     )
     parser.add_argument(
         "--overfit",
         type=count,
         metavar="N",
-        default=defaults.overfit,
         help="train on N sentences, not augmented, and score these",
     )
-    parser.add_argument(
-        "--device", choices=device_names(), default=defaults.device, help="to run on"
-    )
+    parser.add_argument("--device", choices=device_names(), help="to run on")
     parser.add_argument(
         "--num_workers",
         type=number(int, 0, 1000),
-        default=defaults.num_workers,
         help="processes that read data ahead",
     )
 
@@ -2385,71 +2405,59 @@ def add_mode_flags(parser):
 
 def make_parser():
     """Return the parser of teacher.py's flags."""
-    defaults = Config()
-    description = __doc__.split("\n")[0]
-    parser, modes = make_shared_parser("teacher.py", description, defaults)
+    parser, modes = make_shared_parser("teacher.py", __doc__.split("\n")[0])
     parser.add_argument(
         "--temporal_stride",
         type=int,
         choices=STRIDES,
-        default=defaults.temporal_stride,
         help="frames per output frame",
     )
     parser.add_argument(
         "--hidden_size",
         type=number(int, 1, 10**4),
-        default=defaults.hidden_size,
         help="LSTM units per direction",
     )
     parser.add_argument(
         "--backbone_ctc",
         type=number(float, 0, 1000),
         metavar="WEIGHT",
-        default=defaults.backbone_ctc,
         help="of a second CTC loss on the backbone's frames in training; 0: none",
     )
     parser.add_argument(
         "--pretrained_weights",
         metavar="NAME|PATH",
-        default=defaults.pretrained_weights,
         help=f"file, or {adapt.KINETICS}, to start from; none: random weights",
     )
     parser.add_argument(
         "--adapt_method",
         choices=adapt.METHODS,
-        default=defaults.adapt_method,
         help="how 3D kernels become 1D",
     )
     parser.add_argument(
         "--freeze_backbone",
         action="store_true",
-        default=defaults.freeze_backbone,
         help="freeze stem to mixed_5c",
     )
     parser.add_argument(
         "--freeze_until_layer",
         choices=freeze.BACKBONE,
         metavar="LAYER",
-        default=defaults.freeze_until_layer,
         help="freeze stem to LAYER",
     )
     parser.add_argument(
         "--progressive_unfreeze",
         action="store_true",
-        default=defaults.progressive_unfreeze,
         help="freeze, then release layers in stages",
     )
     parser.add_argument(
         "--unfreeze_stages",
         type=int,
-        default=defaults.unfreeze_stages,
         help="stages of --progressive_unfreeze",
     )
     parser.add_argument(
         "--unfreeze_by",
         type=float,
         metavar="SHARE",
-        default=defaults.unfreeze_by,
         help="release all layers by this share of the epochs, such as 0.15; implies "
         "--progressive_unfreeze",
     )
@@ -2459,6 +2467,7 @@ def make_parser():
         type=os.path.abspath,
         help="read and describe a corpus; status 0 if half of train is long enough",
     )
+    parser.set_defaults(**dataclasses.asdict(Config()))
     return parser
 
 
@@ -2482,6 +2491,9 @@ def run_program(parser, argv, model_class, run):
         run: (args, content of the last.pth to resume or None) -> dict.
     """
     args = parser.parse_args(argv)
+    if args.overfit is not None and not args.resume:
+        # distill.py must not take such a network for the teacher.
+        args.output_dir = f"{args.output_dir}/overfit"
     if args.ctm is not None and (args.evaluate is None or args.predict is not None):
         parser.error("--ctm goes with --evaluate, without --predict")
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
@@ -2570,16 +2582,6 @@ def hint_at_weights(last_path, model_class):
     )
 
 
-def recognise(model, sentences, vocabulary, config, beam_width=1):
-    """Return the Evaluation of a model on sentences, by greedy or beam search."""
-    decode = wer.greedy_decode
-    if beam_width > 1:
-        decode = functools.partial(wer.beam_decode, beam_width=beam_width)
-    loader = make_loader(sentences, vocabulary, config)
-    references = [sentence.glosses for sentence in sentences]
-    return evaluate(model, loader, references, vocabulary, decode)
-
-
 def check_features(sentences, feature_dim):
     """Read each sentence's features once, so that errors come before any result."""
     for sentence in sentences:
@@ -2590,7 +2592,7 @@ def predict_files(path, model_class, files, config, beam_width):
     """Print the glosses that a checkpoint recognises in feature files.
 
     Returns:
-        {"checkpoint": path, "hypotheses": file -> glosses}.
+        {"checkpoint": path, "hypotheses": file -> tuple of glosses}.
     """
     model, checkpoint = load_model(path, model_class)
     sentences = [Sentence(file, "", (), file) for file in files]
@@ -2598,10 +2600,9 @@ def predict_files(path, model_class, files, config, beam_width):
     model.to(config.device)
     vocabulary = checkpoint["vocabulary"]
     evaluation = recognise(model, sentences, vocabulary, config, beam_width)
-    hypotheses = {}
-    for file, glosses in zip(files, evaluation.hypotheses, strict=True):
-        hypotheses[file] = " ".join(glosses)
-        print(f"{file}: {hypotheses[file]}")
+    hypotheses = dict(zip(files, evaluation.hypotheses, strict=True))
+    for file, glosses in hypotheses.items():
+        print(f"{file}: {' '.join(glosses)}")
     return {"checkpoint": str(path), "hypotheses": hypotheses}
 
 
@@ -2630,20 +2631,20 @@ def evaluate_checkpoint(path, model_class, split, config, beam_width, ctm=None):
     check_features(sentences, len(model.feature_mean))
     model.to(config.device)
     evaluation = recognise(model, sentences, vocabulary, config, beam_width)
-    hypotheses = {}
-    for sentence, glosses in zip(sentences, evaluation.hypotheses, strict=True):
-        hypotheses[sentence.id] = " ".join(glosses)
+    ids = [sentence.id for sentence in sentences]
+    hypotheses = dict(zip(ids, evaluation.hypotheses, strict=True))
+    for sentence in sentences:
         print(sentence.id)
         print(f"  ref  {' '.join(sentence.glosses)}")
-        print(f"  hyp  {hypotheses[sentence.id]}")
+        print(f"  hyp  {' '.join(hypotheses[sentence.id])}")
     print(f"{path} on {split}: {evaluation.errors}")
     if ctm is not None:
-        adapt.write_text(wer.ctm_text(list(hypotheses), evaluation.hypotheses), ctm)
-    report_diagnosis(model, [], sentences, vocabulary, config)
+        adapt.write_text(wer.ctm_text(ids, evaluation.hypotheses), ctm)
+    print_diagnosis("Diagnosis:", decoding_diagnosis(evaluation))
     return {
         "checkpoint": str(path),
         "split": split,
-        "hypotheses": {key: text.split() for key, text in hypotheses.items()},
+        "hypotheses": hypotheses,
         "wer": evaluation.errors.wer,
         "ser": evaluation.errors.ser,
         **dataclasses.asdict(evaluation.errors),
@@ -2806,9 +2807,6 @@ def run_teacher(args, resumed):
     if args.validate_data is not None:
         config = dataclasses.replace(config, data_dir=args.validate_data)
         return validate_data(config)
-    if config.overfit is not None and resumed is None:  # no teacher for distill.py
-        folder = f"{config.output_dir}/overfit"
-        config = dataclasses.replace(config, output_dir=folder)
     if config.freeze_backbone and config.freeze_until_layer is not None:
         print(
             f"--freeze_until_layer {config.freeze_until_layer} decides what is frozen, "

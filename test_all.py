@@ -11,9 +11,11 @@ cannot be had, tests fail.
 """
 
 import contextlib
+import csv
 import dataclasses
 import errno
 import hashlib
+import importlib
 import inspect
 import io
 import itertools
@@ -5160,6 +5162,360 @@ class Decoding(unittest.TestCase):
                     self.assertNotIn("\n", str(caught.exception))
         with self.assertRaisesRegex(ValueError, "beam_width 0, expected at least 1"):
             wer.beam_decode(frames, [2], " A", 0)
+
+
+# ------------------------------------------------------------ .lab
+
+
+def lab_module(name):
+    """Import a script of .lab, which finds the others of .lab beside it."""
+    with mock.patch.object(sys, "path", [str(HERE / ".lab")] + sys.path):
+        return importlib.import_module(name)
+
+
+def table(columns, rows):
+    """Return the text of a .csv file."""
+    lines = [columns] + [",".join(str(value) for value in row) for row in rows]
+    return "\n".join(lines) + "\n"
+
+
+class Lab(FolderTestCase):
+    """.lab: corpora from public repositories, protocols, the plain network."""
+
+    PERSONS = ("Zoe", "Ada", "Mia")  # CopyCat's, in the order of their dates
+    SPEAKERS = {1: "woman-b", 2: "man-a", 3: "woman-b", 4: "man-a", 5: "man-a"}
+
+    def script(self, name, *arguments):
+        """Run a script of .lab as a process; return the CompletedProcess."""
+        return run_python([HERE / ".lab" / name, *arguments])
+
+    def assert_error(self, process, *words):
+        """Assert status 2 and one line on stderr that has all the words."""
+        line = process.stderr
+        self.assertEqual((process.returncode, line.count("\n")), (2, 1), line)
+        for word in words:
+            self.assertIn(str(word), line)
+
+    def sentences(self, folder, split):
+        """Return the rows of a split's corpus file, and check its features' files."""
+        with open(folder / f"{split}.corpus.csv") as file:
+            rows = list(csv.DictReader(file, delimiter="|"))
+        files = sorted(path.stem for path in (folder / "features" / split).iterdir())
+        self.assertEqual(files, sorted(row["id"] for row in rows))
+        return rows
+
+    def write_ark(self, date, person, phrase, number, frames):
+        """Write a raw file of CopyCat as its repository has them."""
+        key = f"{date}_{person}_4K.{phrase}.{number:010d}"
+        lines = [" ".join(f"{value:.6f}" for value in frame) for frame in frames]
+        text = f"{key} [ " + "\n".join(lines) + " ]\n"
+        return self.write(f"clone/data/ark/{key}.ark", text)
+
+    def copycat(self):
+        """Write a clone of 36 phrases by each of three persons; return its corpus."""
+        things = ("cat", "dog", "fox", "hen", "owl", "pig")
+        places = ("bed", "box", "car", "lab", "net", "sea")
+        rng = np.random.default_rng(0)
+        for day, person in enumerate(self.PERSONS, start=10):
+            for thing, place in itertools.product(things, places):
+                frames = rng.uniform(-12, 12, (2, 94))
+                self.write_ark(f"08-{day}-20", person, f"{thing}_{place}", 1, frames)
+        corpus = self.folder / "copycat"
+        process = self.script("copycat.py", self.folder / "clone", corpus)
+        self.assertEqual((process.returncode, process.stderr), (0, ""))
+        return corpus
+
+    def folds(self, corpus, *arguments):
+        """Run copycat.py --protocol; return fold -> its train and dev sentences."""
+        out = self.folder / "folds" / "-".join(arguments)
+        command = [corpus, out, "--protocol", *arguments]
+        process = self.script("copycat.py", *command)
+        self.assertEqual((process.returncode, process.stderr), (0, ""))
+        folds = {}
+        for folder in sorted(out.iterdir()):
+            train = self.sentences(folder, "train")
+            dev = self.sentences(folder, "dev")
+            self.assertFalse({r["id"] for r in train} & {r["id"] for r in dev})
+            folds[folder.name] = (train, dev)
+        return folds
+
+    def write_boston104(self):
+        """Write a clone with 4 train videos and a test video; return its folder."""
+        rng = np.random.default_rng(0)
+        pixels = rng.integers(0, 250, (5, 4, 6))  # [video, frame, column]
+        rows = []
+        for video, frames in enumerate(pixels, start=1):
+            rows += [(video, k, *values) for k, values in enumerate(frames.tolist())]
+        hands = "left-x,left-y,right-x,right-y,nose-x,nose-y"
+        words = "video,speaker,word,startframe,endframe"
+        train = [(2, "man-a", "HOUSE", 10, 12), (2, "man-a", "BUY", 9, 10)]
+        train += [(video, self.SPEAKERS[video], "JOHN", 1, 2) for video in (1, 3, 4)]
+        data = "boston/data"
+        self.write(f"{data}/hands_condensed.csv", table(f"video,frame,{hands}", rows))
+        speakers = table("video,speaker", self.SPEAKERS.items())
+        self.write(f"{data}/speaker.csv", speakers)
+        self.write(f"{data}/train_words.csv", table(words, train))
+        test = [(5, "man-a", "BUY", 1, 2)]
+        self.write(f"{data}/test_words.csv", table(words, test))
+        return self.folder / "boston", pixels
+
+    def test_copycat_keeps_features_and_glosses(self):
+        rng = np.random.default_rng(0)
+        zoe = rng.uniform(-12, 12, (3, 94)).round(6)
+        ada = rng.uniform(-12, 12, (2, 94)).round(6)
+        self.write_ark("08-10-20", "Zoe", "lion_in_blue_box", 7, zoe)
+        self.write_ark("08-11-20", "Ada", "lion_above_bed", 0, ada)
+        out = self.folder / "out"
+
+        process = self.script("copycat.py", self.folder / "clone", out)
+
+        self.assertEqual((process.returncode, process.stderr), (0, ""))
+        rows = self.sentences(out, "train")
+        expected = [
+            ("s2_081020_lion_in_blue_box_007", "s2", "LION IN BLUE BOX", zoe),
+            ("s1_081120_lion_above_bed_000", "s1", "LION ABOVE BED", ada),
+        ]
+        for row, (name, signer, glosses, frames) in zip(rows, expected, strict=True):
+            found = (row["id"], row["signer"], row["annotation"])
+            self.assertEqual(found, (name, signer, glosses))
+            features = np.load(out / f"features/train/{name}.npy")
+            np.testing.assert_array_equal(features, frames.astype(np.float16))
+
+    def test_copycat_names_nobody(self):
+        corpus = self.copycat()
+        process = self.script("copycat.py", self.folder / "clone", corpus)
+        broken = self.write_ark("08-10-20", "Zoe", "cat_bed", 9, np.ones((2, 93)))
+        refused = self.script("copycat.py", self.folder / "clone", self.folder / "new")
+
+        text = process.stdout + process.stderr + refused.stderr
+        text += (corpus / "train.corpus.csv").read_text()
+        text += " ".join(str(path) for path in corpus.rglob("*"))
+
+        self.assertIn("Zoe", broken.name)
+        for person in self.PERSONS:
+            self.assertNotIn(person, text)
+
+    def test_copycat_errors_are_one_line(self):
+        ark = self.write_ark("08-10-20", "Zoe", "cat_bed", 1, np.ones((2, 94)))
+        place = "08-10-20_*_4K.cat_bed.0000000001.ark"
+        good = ark.read_text()
+        cases = (  # content of the file, words of the error
+            (good.replace("1.000000 ]", "]"), (f"{place}:2", "93 numbers", 94)),
+            (good.replace("1.000000", "nan", 1), (place, "NaN")),
+            (good.replace("1.000000", "one", 1), (place, "'one'", "numbers")),
+            (good.replace("[", "("), (place, "no frames", "[ and ]")),
+            ("", (place, "no frames", "[ and ]")),
+        )
+        clone = self.folder / "clone"
+        out = self.folder / "out"
+        for content, words in cases:
+            with self.subTest(words=words):
+                ark.write_text(content)
+
+                self.assert_error(self.script("copycat.py", clone, out), *words)
+                self.assertFalse(out.exists())
+        ark.rename(ark.with_name("cat.ark"))
+        self.assert_error(self.script("copycat.py", clone, out), "cat.ark", "DATE_NAME")
+        self.assert_error(self.script("copycat.py", out, out), "data/ark", "no .ark")
+
+    def test_copycat_protocols_hold_out_signers_and_phrases(self):
+        corpus = self.copycat()
+        everything = self.sentences(corpus, "train")
+
+        unseen_signers = self.folds(corpus, "signer")
+        ((seen_phrases, held_out),) = self.folds(corpus, "sentences").values()
+        both = self.folds(corpus, "both", "s2")
+
+        self.assertEqual(list(unseen_signers), ["fold0", "fold1", "fold2"])
+        for number, (train, dev) in enumerate(unseen_signers.values(), start=1):
+            own = [row for row in everything if row["signer"] == f"s{number}"]
+            self.assertEqual((dev, len(train)), (own, len(everything) - len(own)))
+        phrases = {row["annotation"] for row in held_out}
+        self.assertEqual((len(phrases), len(held_out)), (12, 36))  # by three signers
+        self.assertFalse(phrases & {row["annotation"] for row in seen_phrases})
+        glosses = {gloss for row in everything for gloss in row["annotation"].split()}
+        for gloss in glosses:
+            count = sum(gloss in phrase.split() for phrase in phrases)
+            self.assertTrue(1 <= count <= 3, (gloss, count))  # each is in 6 phrases
+        ((train, dev),) = both.values()
+        self.assertEqual(list(both), ["fold1"])
+        self.assertEqual(dev, [row for row in held_out if row["signer"] == "s2"])
+        self.assertEqual(train, [row for row in seen_phrases if row["signer"] != "s2"])
+
+    def test_copycat_personal_draws_recordings(self):
+        corpus = self.copycat()
+        flags = ["personal", "s3", "--recordings", "5"]
+
+        ((train, dev),) = self.folds(corpus, *flags).values()
+        ((other_train, _),) = self.folds(corpus, *flags, "--seed", "1").values()
+        fold, _ = sorted((self.folder / "folds").glob("*/fold2"))
+        data, _ = printed(teacher.read_data, fold)
+
+        signers = {row["signer"] for row in train + dev}
+        self.assertEqual((signers, len(train), len(dev)), ({"s3"}, 5, 31))
+        self.assertNotEqual(train, other_train)
+        self.assertEqual([len(data.splits[s]) for s in ("train", "dev")], [5, 31])
+
+    def test_copycat_protocol_errors_are_one_line(self):
+        corpus = self.copycat()
+        cases = (  # what follows --protocol, words of the error
+            (["signers"], ("--protocol signers", "signer, sentences, both, personal")),
+            (["signer", "s4"], ("s4", "s1, s2, s3")),
+            (["sentences", "s1"], ("sentences s1", "no signer")),
+            (["personal", "--recordings", "36"], ("--recordings 36", "1 to 35")),
+        )
+        for arguments, words in cases:
+            with self.subTest(arguments=arguments):
+                out = self.folder / "out"
+                command = [corpus, out, "--protocol", *arguments]
+
+                self.assert_error(self.script("copycat.py", *command), *words)
+        self.folds(corpus, "signer")
+        again = [corpus, self.folder / "folds/signer", "--protocol", "signer"]
+        self.assert_error(self.script("copycat.py", *again), "fold0", "new folder")
+
+    def test_boston104_features_are_positions_and_velocities(self):
+        clone, pixels = self.write_boston104()
+        out = self.folder / "out"
+
+        process = self.script("boston104.py", clone, out)
+
+        self.assertEqual((process.returncode, process.stderr), (0, ""))
+        for path in out.rglob("*.npy"):
+            frames = pixels[int(path.stem[-3:]) - 1].astype(float)  # [4, 6]
+            left, right, nose = frames[:, :2], frames[:, 2:4], frames[:, 4:]
+            positions = np.hstack((left - nose, right - nose))
+            velocities = [positions[1] - positions[0]]
+            velocities += [(positions[k + 1] - positions[k - 1]) / 2 for k in (1, 2)]
+            velocities.append(positions[3] - positions[2])
+            features = np.load(path)
+            np.testing.assert_array_equal(features, np.hstack((positions, velocities)))
+            self.assertEqual(features.dtype, np.float32)
+
+    def test_boston104_has_the_official_splits(self):
+        clone, _ = self.write_boston104()
+        out = self.folder / "out"
+
+        self.script("boston104.py", clone, out)
+
+        rows = {}
+        for split in ("train", "dev", "test"):
+            rows[split] = self.sentences(out, split)
+        self.assertEqual([len(rows[split]) for split in rows], [3, 1, 1])
+        found = {}
+        for row in itertools.chain.from_iterable(rows.values()):
+            found[row["id"]] = (row["signer"], row["annotation"])
+        expected = {  # words in the order of their first frames, not of the file
+            "boston104-001": ("s2", "JOHN"),
+            "boston104-002": ("s1", "BUY HOUSE"),
+            "boston104-003": ("s2", "JOHN"),
+            "boston104-004": ("s1", "JOHN"),
+            "boston104-005": ("s1", "BUY"),
+        }
+        self.assertEqual(found, expected)
+        self.assertEqual(rows["test"][0]["id"], "boston104-005")
+
+    def test_boston104_errors_are_one_line(self):
+        clone, _ = self.write_boston104()
+        out = self.folder / "out"
+        cases = (  # file, what is replaced by what, words of the error
+            ("hands_condensed.csv", ("nose-x", "nose"), ("no column nose-x",)),
+            ("hands_condensed.csv", ("\n3,", "\n4,"), ("video 3", "2 frames")),
+            ("hands_condensed.csv", ("\n1,0,", "\n1,0,x"), (":2: left-x 'x", "whole")),
+            ("speaker.csv", ("4,man-a\n", ""), ("video 4", "speaker.csv")),
+            ("train_words.csv", (",JOHN,", ",,"), (":4: no word",)),
+            ("test_words.csv", ("5,man-a,BUY,1,2\n", ""), ("no rows",)),
+        )
+        for name, (old, new), words in cases:
+            with self.subTest(words=words):
+                path = clone / "data" / name
+                good = path.read_text()
+                path.write_text(good.replace(old, new))
+
+                process = self.script("boston104.py", clone, out)
+
+                self.assert_error(process, *words, name)
+                self.assertFalse(out.exists())
+                path.write_text(good)
+        missing = self.script("boston104.py", self.folder / "none", out)
+        self.assert_error(missing, "none/data/hands_condensed.csv", "No such file")
+
+    def test_crossvalidation_starts_folds_from_their_own_weights(self):
+        crossvalidate = lab_module("crossvalidate")
+        fold = self.corpus("fold3")
+        setting = crossvalidate.Setting(
+            name="plain",
+            flags=["--epochs", "2"],
+            root=HERE,
+            program=crossvalidate.NETWORKS["plain"],
+            keep=None,
+            teachers=None,
+            weights_from=self.folder / "runs",
+        )
+        references = crossvalidate.read_annotations(fold / "dev.corpus.csv")
+        hypotheses = {annotation.id: () for annotation in references}
+
+        with mock.patch.object(crossvalidate.lab, "run") as run:
+            run.return_value = {"hypotheses": hypotheses}
+            errors = crossvalidate.run_fold(fold, 5, setting)
+
+        (program, training, _), (evaluator, evaluation, _) = [
+            call.args for call in run.call_args_list
+        ]
+        weights = self.folder / "runs/fold3-5/last.pth"
+        self.assertEqual((program, evaluator), (".lab/plain.py", ".lab/plain.py"))
+        self.assertEqual(training[training.index("--pretrained_weights") + 1], weights)
+        self.assertIn("--evaluate", evaluation)
+        expected = {f"fold3/{a.id}": len(a.glosses) for a in references}
+        self.assertEqual(errors, {"plain": expected})
+
+    def test_plain_network_ignores_padding(self):
+        plain = lab_module("plain")
+        lengths = torch.tensor([5, 1, 18, 7])
+        features = torch.randn(4, 18, 6)
+        padded = torch.randn(4, 31, 6)  # what lies past a sentence's end is anything
+        for row, length in enumerate(lengths):
+            padded[row, :length] = features[row, :length]
+        for training in (True, False):
+            with self.subTest(training=training):
+                found = []
+                for batch in (features, padded):
+                    torch.manual_seed(0)
+                    model = plain.PlainNetwork(6, 5, 8, 0.0, 1.0).train(training)
+                    outputs = model.both_heads(batch, lengths)
+                    found.append((model, outputs))
+
+                (model, outputs), (other_model, other_outputs) = found
+                expected_lengths = [2, 1, 5, 2]  # ceil(lengths / 4)
+                self.assertEqual(outputs[2].tolist(), expected_lengths)
+                self.assertEqual(other_outputs[2].tolist(), expected_lengths)
+                for head in (0, 1):
+                    for row, length in enumerate(expected_lengths):
+                        torch.testing.assert_close(
+                            other_outputs[head][row, :length],
+                            outputs[head][row, :length],
+                        )
+                torch.testing.assert_close(other_model.state_dict(), model.state_dict())
+
+    def test_plain_network_trains_and_is_evaluated(self):
+        plain = lab_module("plain")
+        run = self.folder / "run"
+        flags = ["--data_dir", self.corpus(), "--device", "cpu", "--hidden_size", 8]
+        training = flags + ["--output_dir", run, "--epochs", 1, "--json"]
+
+        status, out, err = self.program(plain.main, *training)
+        weights = ["--pretrained_weights", run / "last.pth"]
+        _, out_more, err_more = self.program(plain.main, *training, *weights)
+        evaluation = flags + ["--evaluate", run / "last.pth", "--json"]
+        _, out_evaluated, _ = self.program(plain.main, *evaluation)
+
+        result = json.loads(out)
+        more = json.loads(out_more)
+        self.assertEqual((status, result["epoch"]), (0, 0), err)
+        self.assertIn("test_wer", result)
+        self.assertIn("fresh: nothing", err_more)
+        self.assertLess(more["loss"], result["loss"])
+        self.assertEqual(json.loads(out_evaluated)["wer"], more["wer"])
 
 
 # ------------------------------------------------------------ README.md

@@ -7,12 +7,22 @@ r"""Cross-validation: every sentence is held out once; the WER is over all of th
 
 `fold` pools train and dev of a corpus and spreads each signer's sentences over the
 folds, so that every signer is on both sides. Other folds work too: DIR/fold*/ in the
-layout of --data_dir, with the held-out sentences as dev.
+layout of --data_dir, with the held-out sentences as dev. `copycat.py --protocol` writes
+those of unseen signers, unseen sentences, both, and few recordings of one signer.
 
-`run` trains teacher.py on each fold and scores the last epoch by greedy decoding, so
-that no epoch is chosen on the held-out sentences. With --teachers DIR it trains the
-students of the teachers that an earlier `run --keep DIR` left. A setting and seed that
-the record has are not run again unless --keep is given, and never recorded twice.
+`run` trains a network on each fold and scores the last epoch by greedy decoding, so
+that no epoch is chosen on the held-out sentences. The network is that of teacher.py, or
+that of a --network which has its flags. With --weights_from DIR each fold starts from
+the last epoch of the same fold and seed that an earlier `run --keep DIR` left; with
+--teachers DIR it trains the students of these. A setting and seed that the record has
+are not run again unless --keep is given, and never recorded twice.
+
+    $ python .lab/copycat.py corpora/copycat folds/copycat-signer --protocol signer
+    $ python .lab/copycat.py corpora/copycat folds/copycat-personal --protocol personal
+    $ python .lab/crossvalidate.py run folds/copycat-signer --setting plain \
+          --network plain --keep runs/plain -- --epochs 20
+    $ python .lab/crossvalidate.py run folds/copycat-personal --setting plain \
+          --network plain --weights_from runs/plain -- --epochs 40 --learning_rate 3e-4
 
 `repeated` records which held-out sentences have the glosses of a train sentence.
 
@@ -36,16 +46,20 @@ import numpy as np
 
 from wer import read_annotations, score
 
+NETWORKS = {"teacher": "teacher.py", "plain": ".lab/plain.py"}  # in a checkout
+
 
 @dataclass(frozen=True)
 class Setting:
     """How the networks of a setting are trained."""
 
     name: str  # in record and table
-    flags: list  # of teacher.py; of distill.py where there are teachers
+    flags: list  # of the program
     root: Path  # checkout whose programs run
+    program: str  # path of teacher.py or a script with its flags, seen from the root
     keep: str | None  # directory for the runs, which are else thrown away
-    teachers: str | None  # a `keep` of teachers, whose students are trained
+    teachers: str | None  # a `keep` of teachers, whose students distill.py trains
+    weights_from: str | None  # a `keep` of networks that the folds start from
 
 
 def fold_folders(folds_dir):
@@ -113,12 +127,12 @@ def run_fold(folder, seed, setting):
         data_flags = ["--data_dir", folder.resolve(), "--device", "cpu"]
         flags = data_flags + ["--output_dir", output, "--seed", seed]
         runs = {setting.name: output}
-        if setting.teachers is None:
-            program = "teacher.py"
-        else:
+        program = setting.program
+        if setting.weights_from is not None:
+            flags += ["--pretrained_weights", last_of(setting.weights_from, run_name)]
+        if setting.teachers is not None:
             program = "distill.py"
-            checkpoint = Path(setting.teachers).resolve() / run_name / "last.pth"
-            flags += ["--teacher_checkpoint", checkpoint]
+            flags += ["--teacher_checkpoint", last_of(setting.teachers, run_name)]
             if "--no_baseline" not in setting.flags:
                 runs[f"{setting.name}: baseline"] = output / "alone"
         lab.run(program, flags + setting.flags, setting.root)
@@ -128,6 +142,11 @@ def run_fold(folder, seed, setting):
             result = lab.run(program, evaluation_flags, setting.root)
             errors[name] = count_errors(folder, result["hypotheses"])
     return errors
+
+
+def last_of(keep, run_name):
+    """Return the path of the last epoch's checkpoint of a run in a `keep`."""
+    return Path(keep).resolve() / run_name / "last.pth"
 
 
 def count_errors(folder, hypotheses):
@@ -297,8 +316,15 @@ def make_parser():
     run_command.add_argument("--seeds", type=int, nargs="+", default=[0])
     run_command.add_argument("--workers", type=int, default=1, help="folds at a time")
     run_command.add_argument("--root", default=lab.ROOT, help="checkout to run")
+    run_command.add_argument(
+        "--network",
+        default="teacher",
+        help=f"{' or '.join(NETWORKS)}, or a script that has the flags of teacher.py",
+    )
     run_command.add_argument("--keep", help="directory for the runs")
-    run_command.add_argument("--teachers", help="a --keep of teachers")
+    sources = run_command.add_mutually_exclusive_group()
+    sources.add_argument("--teachers", help="a --keep of teachers")
+    sources.add_argument("--weights_from", help="a --keep of networks to start from")
     repeated = commands.add_parser("repeated")
     repeated.add_argument("folds_dir")
     table = commands.add_parser("table")
@@ -314,7 +340,15 @@ def main():
     if args.command == "fold":
         make_folds(args.corpus, args.folds_dir, args.folds)
     elif args.command == "run":
-        setting = Setting(args.setting, args.flags, args.root, args.keep, args.teachers)
+        setting = Setting(
+            name=args.setting,
+            flags=args.flags,
+            root=args.root,
+            program=NETWORKS.get(args.network) or os.path.abspath(args.network),
+            keep=args.keep,
+            teachers=args.teachers,
+            weights_from=args.weights_from,
+        )
         run(args.folds_dir, setting, args.seeds, args.workers)
     elif args.command == "repeated":
         record_repeated(args.folds_dir)

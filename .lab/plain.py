@@ -1,0 +1,227 @@
+r"""The plain network that a user would pick instead of the teacher, as the bar for it.
+
+    $ python .lab/plain.py --data_dir corpora/boston104 --epochs 150
+    $ python .lab/plain.py --evaluate checkpoints/plain/last.pth
+    $ python .lab/crossvalidate.py run folds/copycat-signer --setting plain \
+          --network plain -- --epochs 20
+
+Two convolutions over time with max-pooling and a BiLSTM of two layers, the field's
+usual temporal module (VAC: Min et al. 2021, arXiv 2104.02330), from random
+weights. Data, augmentation, losses, training loop and checkpoints are the library's: it
+shows what another network needs to be trained by teacher.train. It has the flags of
+teacher.py but those of the stride, of adaptation and of freezing.
+
+Axes: see teacher.py.
+"""
+
+import dataclasses
+import os
+from dataclasses import dataclass
+from pathlib import Path
+
+import lab  # noqa: F401, the project's folder is on the path from here on
+import torch
+from torch import nn
+from torch.nn import functional as F
+from torch.nn.utils import rnn
+
+import distill
+import freeze
+import teacher
+
+CHANNELS = 512
+KERNEL = 5  # frames that a convolution reads
+POOLING = 2  # frames per output frame of a layer
+STRIDE = POOLING * POOLING  # frames per output frame of the network
+
+# ------------------------------------------------------------ the network
+
+
+class Layer(nn.Module):
+    """Convolution over time, BatchNorm, ReLU, max-pooling: [B, T, C] -> [B, T', C']."""
+
+    def __init__(self, inputs, outputs):
+        super().__init__()
+        self.conv = nn.Conv1d(inputs, outputs, KERNEL, padding="same", bias=False)
+        self.norm = distill.BatchNorm(outputs)
+
+    def forward(self, frames, lengths):
+        """Apply the layer; return its frames and lengths' [B] = ceil(lengths / 2)."""
+        mask = teacher.frame_mask(lengths.to(frames.device), frames.shape[1])
+        frames = F.relu(self.norm(distill.convolve(self.conv, frames, mask), mask))
+        frames = frames * mask[:, :, None]  # zeros do not change a maximum after ReLU
+        pooled = F.max_pool1d(frames.transpose(1, 2), POOLING, ceil_mode=True)
+        return pooled.transpose(1, 2), -(-lengths // POOLING)
+
+
+class PlainNetwork(nn.Module):
+    """Two layers of convolution and pooling, a BiLSTM of two layers, a classifier.
+
+    Args:
+        feature_dim: D.
+        num_classes: V, with the CTC blank as class 0.
+        hidden_size: LSTM units per direction.
+        dropout: share of values dropped in front of each layer of the LSTM and of the
+            classifier.
+        backbone_ctc: weight of the second head's loss in training; 0: no second head.
+    """
+
+    kind = "teacher"  # names the best checkpoint, see teacher.BEST_CHECKPOINT
+    options = ("hidden_size", "dropout", "backbone_ctc")
+
+    def __init__(self, feature_dim, num_classes, hidden_size, dropout, backbone_ctc):
+        super().__init__()
+        self.dropout = dropout
+        self.backbone_ctc = backbone_ctc
+        self.register_buffer("feature_mean", torch.zeros(feature_dim))
+        self.register_buffer("feature_std", torch.ones(feature_dim))
+        self.layer1 = Layer(feature_dim, CHANNELS)
+        self.layer2 = Layer(CHANNELS, CHANNELS)
+        self.lstm = nn.LSTM(
+            CHANNELS, hidden_size, num_layers=2, dropout=dropout, bidirectional=True
+        )
+        projected_channels = CHANNELS if backbone_ctc > 0 else None
+        self.classifier = teacher.Classifier(
+            2 * hidden_size, num_classes, projected_channels
+        )
+
+    def forward(self, features, lengths):
+        """Recognise sentences: [B, T, D], [B] -> logits [B, T', V], lengths' [B]."""
+        frames, lengths = self.convolve(features, lengths)
+        return self.classify_lstm(frames, lengths), lengths
+
+    def both_heads(self, features, lengths):
+        """Return also the logits [B, T', V] of the frames without the LSTM, second."""
+        frames, lengths = self.convolve(features, lengths)
+        projected = self.drop(self.classifier.projection(frames))
+        logits = self.classify_lstm(frames, lengths)
+        return logits, self.classifier(projected), lengths
+
+    def convolve(self, features, lengths):
+        """Apply the convolutions: [B, T, D], [B] -> [B, T', C], lengths' [B]."""
+        frames = teacher.standardise(features, self.feature_mean, self.feature_std)
+        frames, lengths = self.layer1(frames, lengths)
+        frames, lengths = self.layer2(frames, lengths)
+        return self.drop(frames), lengths
+
+    def classify_lstm(self, frames, lengths):
+        """Classify frames by the BiLSTM: [B, T', C], [B] -> [B, T', V]."""
+        packed = rnn.pack_padded_sequence(
+            frames, lengths, batch_first=True, enforce_sorted=False
+        )
+        packed, _ = self.lstm(packed)
+        hidden, _ = rnn.pad_packed_sequence(packed, batch_first=True)
+        return self.classifier(self.drop(hidden))
+
+    def drop(self, values):
+        """Apply dropout in training."""
+        return F.dropout(values, self.dropout, self.training)
+
+
+# ------------------------------------------------------------ training
+
+
+@dataclass(frozen=True)
+class Config(teacher.TrainingConfig):
+    """The settings of a run; the flags have the same names and these defaults."""
+
+    output_dir: str = "checkpoints/plain"  # for checkpoints, log and picture
+    temporal_stride: int = STRIDE  # the network has no other
+    hidden_size: int = teacher.HIDDEN_SIZE  # LSTM units per direction
+    backbone_ctc: float = teacher.BACKBONE_CTC  # weight of the second head's loss
+    pretrained_weights: str | None = None  # a checkpoint of this network; None: random
+
+
+def load_weights(model, path, vocabulary):
+    """Fill a model from a checkpoint; one of other glosses gives no classifier.
+
+    Raises:
+        ValueError: not a checkpoint of this network, or of one of other sizes.
+    """
+    source, content = teacher.load_model(path, PlainNetwork)
+    same_glosses = content["vocabulary"] == vocabulary
+    weights = {}
+    for name, value in source.state_dict().items():
+        of_data = name in ("feature_mean", "feature_std")
+        of_glosses = name in ("classifier.weight", "classifier.bias")
+        if not of_data and (same_glosses or not of_glosses):
+            weights[name] = value
+    try:
+        model.load_state_dict(weights, strict=False)
+    except RuntimeError as error:
+        reason = " ".join(str(error).split())[:200]
+        raise ValueError(f"{path}: does not fit this network ({reason})") from error
+    fresh = "nothing" if same_glosses else "classifier (other glosses)"
+    print(f"Weights from {path}, fresh: {fresh}")
+
+
+def train(config, resumed=None):
+    """Train the network; return the best epoch's row with checkpoint and test WER."""
+    data = teacher.read_data(config.data_dir, clean=config.clean_annotations)
+    teacher.describe_data(data)
+    model = teacher.make_model(PlainNetwork, data, config)
+    if config.pretrained_weights is not None and resumed is None:
+        load_weights(model, config.pretrained_weights, data.vocabulary)
+    layers = [name for name, _ in model.named_children()]
+    schedule = freeze.UnfreezeSchedule(
+        layers, config.epochs, stages=1, freeze_until=None
+    )
+    model.to(config.device)
+    with teacher.lock(config.output_dir):
+        best = teacher.train(model, data, schedule, config, resumed=resumed)
+    path = Path(config.output_dir, teacher.BEST_CHECKPOINT[PlainNetwork.kind])
+    print(f"Best dev WER {best['wer']:.2%} at epoch {best['epoch']}: {path}")
+    result = {**best, "checkpoint": str(path), "dev_wer": best["wer"]}
+    if "test" in data.splits and config.overfit is None:
+        model, _ = teacher.load_model(path, PlainNetwork)
+        model.to(config.device)
+        evaluation = teacher.recognise(
+            model, data.splits["test"], data.vocabulary, config
+        )
+        print(f"Test {evaluation.errors}")
+        result["test_wer"] = evaluation.errors.wer
+    return result
+
+
+# ------------------------------------------------------------ the program
+
+
+def make_parser():
+    """Return the parser of the flags."""
+    parser, _ = teacher.make_shared_parser("plain.py", __doc__.split("\n")[0])
+    parser.add_argument(
+        "--hidden_size",
+        type=teacher.number(int, 1, 10**4),
+        help="LSTM units per direction",
+    )
+    parser.add_argument(
+        "--backbone_ctc",
+        type=teacher.number(float, 0, 1000),
+        metavar="WEIGHT",
+        help="of a second CTC loss on the convolutions' frames in training; 0: none",
+    )
+    parser.add_argument(
+        "--pretrained_weights",
+        type=os.path.abspath,
+        metavar="PATH",
+        help="checkpoint of this network to start from; none: random weights",
+    )
+    parser.set_defaults(**dataclasses.asdict(Config()))
+    return parser
+
+
+def run(args, resumed):
+    """Do what the flags ask for; return what --json prints."""
+    config = teacher.config_from(args, Config)
+    if args.evaluate is not None or args.predict is not None:
+        return teacher.run_checkpoint(args, PlainNetwork, config)
+    return train(config, resumed)
+
+
+def main(argv=None):
+    """Run the program; argv as in sys.argv[1:]."""
+    teacher.run_program(make_parser(), argv, PlainNetwork, run)
+
+
+if __name__ == "__main__":
+    main()

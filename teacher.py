@@ -20,9 +20,7 @@ V classes with the CTC blank as class 0, L glosses of a sentence. Epochs count f
 import argparse
 import contextlib
 import dataclasses
-import errno
 import functools
-import glob
 import hashlib
 import html
 import itertools
@@ -137,44 +135,6 @@ def standardise(features, mean, std):
     return standardised.clamp(-FEATURE_CLIP_STD, FEATURE_CLIP_STD)
 
 
-class BatchNorm(freeze.BatchNorm1d):
-    """BatchNorm over the valid rows of all processes' batches: [N, C] -> [N, C].
-
-    Ioffe & Szegedy 2015, arXiv 1502.03167, section 3. nn.SyncBatchNorm does the same
-    for several processes, but needs GPUs and knows no valid rows. The teacher's rows
-    are all valid; the student's batches are padded.
-    """
-
-    def forward(self, rows, valid=None):
-        """Normalise rows; valid [N] is true for those that count, None means all."""
-        # PyTorch's own layer is faster, where it can be used: it refuses a single row.
-        one_process = process_count() == 1
-        if not self.training or (valid is None and one_process and len(rows) > 1):
-            return super().forward(rows)
-        if valid is None:
-            valid = torch.ones(len(rows), device=rows.device)
-        valid = valid[:, None].to(self.bias.dtype)  # [N, 1]
-        sums = torch.cat((valid.sum(dim=0), (valid * rows).sum(dim=0)))
-        count, total = sum_over_processes(sums).split([1, len(self.bias)])
-        mean = total / count  # [C]
-        squares = valid * (rows - mean) ** 2  # E[x^2] - E[x]^2 would cancel digits
-        variance = sum_over_processes(squares.sum(dim=0)) / count  # [C]
-        self.update_running_statistics(count, mean, variance)
-        normalised = (rows - mean) * torch.rsqrt(variance + self.eps)
-        return normalised * self.weight + self.bias
-
-    @torch.no_grad()
-    def update_running_statistics(self, count, mean, variance):
-        """Move the running statistics as nn.BatchNorm1d does, by momentum."""
-        self.num_batches_tracked += 1
-        momentum = self.momentum
-        if momentum is None:  # the mean of all batches, for adapt.estimate_batchnorm
-            momentum = 1 / self.num_batches_tracked
-        unbiased = variance * count / (count - 1).clamp(min=1)
-        self.running_mean.lerp_(mean, momentum)
-        self.running_var.lerp_(unbiased, momentum)
-
-
 class Unit(nn.Module):
     """Convolution over time (no bias), BatchNorm, ReLU: [N, C] -> [N', C'].
 
@@ -185,6 +145,7 @@ class Unit(nn.Module):
     def __init__(self, inputs, outputs, kernel=1):
         super().__init__()
         self.conv = nn.Conv1d(inputs, outputs, kernel, bias=False)  # for its weight
+        # nn.BatchNorm1d that stays put while frozen; see the section on processes.
         self.bn = BatchNorm(outputs, eps=adapt.BATCHNORM_EPS)
 
     def forward(self, rows, index=None):
@@ -458,13 +419,17 @@ def ctc_loss(model, batch):
 
 
 def two_head_loss(model, batch):
-    """Compute ctc_loss plus backbone_ctc times that of the second head."""
-    if model.backbone_ctc == 0:
+    """Compute ctc_loss plus backbone_ctc times that of the second head.
+
+    A network without a second head, such as the student, has ctc_loss alone.
+    """
+    weight = getattr(model, "backbone_ctc", 0)
+    if weight == 0:
         return ctc_loss(model, batch)
     logits, backbone_logits, lengths = model.both_heads(batch.features, batch.lengths)
     losses = sentence_ctc_losses(logits, lengths, batch)
     backbone_losses = sentence_ctc_losses(backbone_logits, lengths, batch)
-    total = losses + model.backbone_ctc * backbone_losses
+    total = losses + weight * backbone_losses
     return batch_mean(total.sum(), len(total))
 
 
@@ -929,8 +894,7 @@ def lock(folder):
 
 
 def take_lock(file, folder):
-    """Lock an open file, unless its file system has no locks. ValueError."""
-    without_locks = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
+    """Lock an open file, if its file system can do that. ValueError."""
     try:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:
@@ -938,9 +902,7 @@ def take_lock(file, folder):
             f"{folder}: another training writes there (after a kill its workers, for "
             f"some seconds), expected a folder of its own"
         ) from error
-    except OSError as error:
-        if error.errno not in without_locks:
-            raise
+    except OSError as error:  # such as Lustre and NFS
         print(
             f"{folder}: its file system has no locks ({error.strerror}), so nothing "
             f"keeps two runs from writing there at once"
@@ -963,18 +925,26 @@ def load_model(path, model_class):
     content = adapt.load_file(path)
     try:
         model = build_model(content, model_class)
-    except (AttributeError, KeyError, RuntimeError, TypeError, ValueError) as error:
+        # Glosses are read in this form, but a checkpoint may have been made elsewhere.
+        vocabulary = [wer.normalise(gloss) for gloss in content["vocabulary"]]
+        if len(set(vocabulary)) < len(vocabulary):
+            raise ValueError("a gloss of its vocabulary has two classes")
+    except KeyError as error:
+        raise ValueError(
+            f"{path}: not a {model_class.kind}'s checkpoint (it has no {error})"
+        ) from error
+    except (AttributeError, RuntimeError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(
             f"{path}: not a {model_class.kind}'s checkpoint ({reason})"
         ) from error
-    # Glosses are read in this form, but a checkpoint may have been made elsewhere.
-    vocabulary = [wer.normalise(gloss) for gloss in content["vocabulary"]]
     return model.eval(), {**content, "vocabulary": vocabulary}
 
 
 def build_model(content, model_class):
     """Return the model of a checkpoint's content, which may hold anything at all."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it holds a {type(content).__name__}, expected a dict")
     kind = content.get("model")
     if kind != model_class.kind:
         raise ValueError(f"it is a {kind}'s" if kind else "it names no kind of model")
@@ -1023,7 +993,10 @@ class Sentence:
 
     def fits(self, stride):
         """Tell whether CTC can align the glosses with the frames at this stride."""
-        return math.ceil(self.frames / stride) >= frames_needed(self.glosses)
+        frames = self.frames
+        if frames == 0:  # a sentence that read_data has not read
+            frames = len(read_features(self.features))
+        return math.ceil(frames / stride) >= frames_needed(self.glosses)
 
 
 @dataclass(frozen=True)
@@ -1145,10 +1118,16 @@ def find_features(path):
         for candidate in (path, named, named.with_suffix(".npz")):
             if candidate.exists():
                 return candidate
+    if path.is_symlink():
+        raise ValueError(f"{path}: a link to a file that is missing")
     message = f"{path}: no such file, expected one array as .npy or .npz"
-    beside = sorted(path.parent.glob(f"{glob.escape(path.stem)}.*"))
-    if beside:
-        message += f"; {beside[0].name} is there"
+    entries = sorted(path.parent.iterdir()) if path.parent.is_dir() else []
+    for entry in entries:
+        name = wer.normalise(entry.name)
+        if name == wer.normalise(path.name):  # a mixture of both forms
+            return entry
+        if name.startswith(f"{wer.normalise(path.stem)}."):
+            message += f"; {entry.name} is there"
     raise ValueError(message)
 
 
@@ -1180,7 +1159,7 @@ def why_not_numpy(path, error):
     """Say in a few words why numpy cannot read a file."""
     with open(path, "rb") as file:
         beginning = file.read(6)
-    if beginning[:2] == b"PK":
+    if beginning[:2] == b"PK" and "Object arrays" not in str(error):
         return "a zip file, perhaps of torch.save, but no .npz of arrays"
     if beginning != b"\x93NUMPY":
         return "not a numpy file"
@@ -1204,8 +1183,8 @@ def read_features(source, feature_dim=None):
     """Read the features of a sentence: an array [T, D] of float32.
 
     Args:
-        source: an array, or the path of a .npy file; where that is missing, the .npz
-            file of the same name is read.
+        source: an array, or what numpy makes one of, or the path of a .npy file;
+            where that is missing, the .npz file of the same name is read.
         feature_dim: the D that is expected; None for any.
 
     Raises:
@@ -1213,26 +1192,19 @@ def read_features(source, feature_dim=None):
             not floating point or of another shape (see as_frames); another D; NaN,
             infinity or a number beyond float32.
     """
-    if isinstance(source, np.ndarray):
-        name = "features"
-        array = source
-    else:
+    if isinstance(source, (str, os.PathLike)):
         name = source
         array = load_array(source)
+    else:
+        name = "features"
+        array = np.asarray(source)
     features = as_frames(array)
     if features.ndim != 2 or features.size == 0 or features.dtype.kind != "f":
         raise ValueError(
             f"{name}: {array.dtype} array of shape {list(array.shape)}, expected "
             f"floating point [T, D]"
         )
-    if feature_dim is not None and features.shape[1] != feature_dim:
-        message = (
-            f"{name}: {features.shape[1]} features per frame (shape "
-            f"{list(array.shape)}), expected {feature_dim}"
-        )
-        if len(features) == feature_dim:
-            message += ", perhaps it is [D, T]"
-        raise ValueError(message)
+    check_feature_dim(features, feature_dim, name)
     with np.errstate(over="ignore"):  # what float32 cannot hold becomes infinite
         features = features.astype(np.float32, order="C", copy=False)
     finite = np.isfinite(features).all(axis=1)
@@ -1242,6 +1214,19 @@ def read_features(source, feature_dim=None):
             f"float32), expected numbers"
         )
     return features
+
+
+def check_feature_dim(features, feature_dim, name):
+    """Raise ValueError where features [T, D] have another D; None allows any."""
+    if feature_dim is None or features.shape[1] == feature_dim:
+        return
+    message = (
+        f"{name}: {features.shape[1]} features per frame (shape "
+        f"{list(features.shape)}), expected {feature_dim}"
+    )
+    if len(features) == feature_dim:
+        message += ", perhaps it is [D, T]"
+    raise ValueError(message)
 
 
 class FeatureStatistics:
@@ -1286,6 +1271,7 @@ class CorpusScan:
         self.feature_dim = feature_dim
         self.splits = {split: [] for split in SPLITS}
         self.errors = []
+        self.shapes = []  # [T, D] of every file that can be read
         self.statistics = FeatureStatistics()
         self.digest = hashlib.sha256()
         self.first_with_content = {}  # SHA-256 of features -> (split, id)
@@ -1293,7 +1279,9 @@ class CorpusScan:
     def add(self, split, sentence):
         """Read and check the features of a sentence."""
         try:
-            features = read_features(sentence.features, self.feature_dim)
+            features = read_features(sentence.features)
+            self.shapes.append(features.shape)
+            check_feature_dim(features, self.feature_dim, sentence.features)
         except ValueError as error:
             self.errors.append(str(error))
             return
@@ -1310,6 +1298,16 @@ class CorpusScan:
             print(
                 f"Equal features in two splits: {first[0]}/{first[1]} and "
                 f"{split}/{sentence.id}"
+            )
+
+    def suspect_exchanged_axes(self, name):
+        """Add an error in front where all files have one T, but different D."""
+        frames = {shape[0] for shape in self.shapes}
+        if len(frames) == 1 and len({shape[1] for shape in self.shapes}) > 1:
+            self.errors.insert(
+                0,
+                f"{name}: the first axis of all files is {frames.pop()}, the second "
+                f"differs, expected [T, D]: perhaps they are [D, T]",
             )
 
 
@@ -1343,6 +1341,7 @@ def read_data(data_dir=None, vocabulary=None, feature_dim=None, clean=None):
             scan.add(split, sentence)
     if data_dir is not None:
         report_unannotated_files(annotated)
+    scan.suspect_exchanged_axes(name)
     train_glosses = glosses_of(scan.splits["train"])
     if vocabulary is None:
         vocabulary = [BLANK] + sorted(train_glosses)
@@ -1485,7 +1484,8 @@ class Batch(NamedTuple):
 
 def collate(items):
     """Return the Batch of some items of a SentenceDataset."""
-    features, targets = zip(*items, strict=True)
+    features = [torch.as_tensor(features) for features, _ in items]
+    targets = [torch.as_tensor(classes) for _, classes in items]
     return Batch(
         rnn.pad_sequence(features, batch_first=True),
         torch.tensor([len(sentence) for sentence in features]),
@@ -1549,8 +1549,19 @@ def make_loader(sentences, vocabulary, config, augment=None, shuffle=False):
         generator=torch.Generator(),  # its draws would otherwise shift dropout's
         num_workers=config.num_workers,
         persistent_workers=config.num_workers > 0,
+        worker_init_fn=leave_process_group,
         pin_memory="cuda" in config.device,
     )
+
+
+def leave_process_group(worker):
+    """Keep a signal to the process group, such as Ctrl-C, from ending a worker.
+
+    The first process gets it too, reports it and ends its workers.
+    """
+    if hasattr(os, "setpgrp"):  # not on Windows
+        os.setpgrp()
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def make_train_loader(sentences, data, config):
@@ -1812,6 +1823,44 @@ def sum_over_processes(tensor):
     return AllReduceSum.apply(tensor)
 
 
+class BatchNorm(freeze.BatchNorm1d):
+    """BatchNorm over the valid rows of all processes' batches: [N, C] -> [N, C].
+
+    Ioffe & Szegedy 2015, arXiv 1502.03167, section 3. nn.SyncBatchNorm does the same
+    for several processes, but needs GPUs and knows no valid rows. The teacher's rows
+    are all valid; the student's batches are padded.
+    """
+
+    def forward(self, rows, valid=None):
+        """Normalise rows; valid [N] is true for those that count, None means all."""
+        # PyTorch's own layer is faster, where it can be used: it refuses a single row.
+        one_process = process_count() == 1
+        if not self.training or (valid is None and one_process and len(rows) > 1):
+            return super().forward(rows)
+        if valid is None:
+            valid = torch.ones(len(rows), device=rows.device)
+        valid = valid[:, None].to(self.bias.dtype)  # [N, 1]
+        sums = torch.cat((valid.sum(dim=0), (valid * rows).sum(dim=0)))
+        count, total = sum_over_processes(sums).split([1, len(self.bias)])
+        mean = total / count  # [C]
+        squares = valid * (rows - mean) ** 2  # E[x^2] - E[x]^2 would cancel digits
+        variance = sum_over_processes(squares.sum(dim=0)) / count  # [C]
+        self.update_running_statistics(count, mean, variance)
+        normalised = (rows - mean) * torch.rsqrt(variance + self.eps)
+        return normalised * self.weight + self.bias
+
+    @torch.no_grad()
+    def update_running_statistics(self, count, mean, variance):
+        """Move the running statistics as nn.BatchNorm1d does, by momentum."""
+        self.num_batches_tracked += 1
+        momentum = self.momentum
+        if momentum is None:  # the mean of all batches, for adapt.estimate_batchnorm
+            momentum = 1 / self.num_batches_tracked
+        unbiased = variance * count / (count - 1).clamp(min=1)
+        self.running_mean.lerp_(mean, momentum)
+        self.running_var.lerp_(unbiased, momentum)
+
+
 def batch_mean(total, count):
     """Return the mean over a whole batch of this process's sum (a tensor) and count."""
     share = torch.stack((total, total.new_full((), count)))
@@ -1923,10 +1972,10 @@ def describe_split(split, sentences, vocabulary):
     print(
         f"    best constant answer: {constant_gloss or 'none'}, WER {constant_wer:.1%}"
     )
-    too_short = {
-        stride: sum(not sentence.fits(stride) for sentence in sentences)
-        for stride in STRIDES
-    }
+    too_short = {}  # stride -> number of sentences
+    for stride in STRIDES:
+        fitting = [sentence for sentence in sentences if sentence.fits(stride)]
+        too_short[stride] = len(sentences) - len(fitting)
     if any(too_short.values()):
         print(
             f"    too few frames for CTC at --temporal_stride {STRIDES}: "
@@ -2173,7 +2222,8 @@ def chart_svg(panels, x_ticks, x_label, bands=()):
     height = PANEL_HEIGHT * len(panels) + 30
     elements = []
     for number, panel in enumerate(panels):
-        highest = max((y for line in panel.lines for _, y in line.points), default=1)
+        points = itertools.chain.from_iterable(line.points for line in panel.lines)
+        highest = max((y for _, y in points), default=1)
         headroom = 1.15 if bands else 1  # for the bands' names
         axes = Axes(
             top=PANEL_HEIGHT * number + 50,
@@ -2246,6 +2296,18 @@ RESUME_MAY_CHANGE = {
 }
 
 
+def refuse_unwritable(folder, flag):
+    """Raise ValueError where no file can be written into a folder, made if missing.
+
+    This is found before the training, not after it.
+    """
+    existing = Path(folder).absolute()
+    while not existing.exists():
+        existing = existing.parent
+    if not existing.is_dir() or not os.access(existing, os.W_OK):
+        raise ValueError(f"{flag}: {existing} is no folder that can be written")
+
+
 def number(kind, low, high):
     """Return an argparse type: an int or a float from low to high."""
 
@@ -2304,60 +2366,61 @@ def make_shared_parser(program, description):
 
 def add_training_flags(parser):
     """Add a flag for every setting of a TrainingConfig but the temporal stride."""
+    group = parser.add_argument_group("training")
     count = number(int, 1, 10**6)
     non_negative = number(float, 0, 1000)
-    parser.add_argument(
+    group.add_argument(
         "--data_dir",
         type=os.path.abspath,
         help="corpus; none: that of the checkpoint, else the built-in one",
     )
-    parser.add_argument(
+    group.add_argument(
         "--clean_annotations",
         choices=("phoenix",),
         help="clean train annotations by Phoenix-2014's rules",
     )
-    parser.add_argument(
+    group.add_argument(
         "--output_dir",
         help="for checkpoints, log and picture",
     )
-    parser.add_argument(
+    group.add_argument(
         "--epochs",
         type=count,
         help="passes over the train sentences",
     )
-    parser.add_argument(
+    group.add_argument(
         "--batch_size",
         type=count,
         help="sentences per step, of all processes together",
     )
-    parser.add_argument(
+    group.add_argument(
         "--learning_rate",
         type=non_negative,
         help="AdamW's, at its maximum",
     )
-    parser.add_argument(
+    group.add_argument(
         "--weight_decay",
         type=non_negative,
         help="AdamW's",
     )
-    parser.add_argument(
+    group.add_argument(
         "--dropout",
         type=number(float, 0, 0.99),
         help="share of values dropped in front of the last layers",
     )
-    parser.add_argument(
+    group.add_argument(
         "--seed",
         type=number(int, 0, 2**63 - 1),
         help="of all that is drawn",
     )
-    parser.add_argument(
+    group.add_argument(
         "--overfit",
         type=count,
         metavar="N",
         help="train on N sentences, not augmented, and score these",
     )
-    parser.add_argument("--device", choices=device_names(), help="to run on")
-    parser.add_argument(
+    group.add_argument("--device", choices=device_names(), help="to run on")
+    group.add_argument(
         "--num_workers",
         type=number(int, 0, 1000),
         help="processes that read data ahead",
@@ -2370,30 +2433,31 @@ def add_mode_flags(parser):
     Returns:
         The group of modes of which one alone can be asked for.
     """
-    parser.add_argument(
+    group = parser.add_argument_group("evaluation and other modes")
+    group.add_argument(
         "--split", choices=SPLITS, default="dev", help="what --evaluate scores"
     )
-    parser.add_argument(
+    group.add_argument(
         "--ctm", metavar="FILE", help="write --evaluate's hypotheses, for sclite"
     )
-    parser.add_argument(
+    group.add_argument(
         "--predict",
         metavar="FILE",
         nargs="+",
         help="recognise files, by --evaluate's checkpoint or the best in --output_dir",
     )
-    parser.add_argument(
+    group.add_argument(
         "--beam_width",
         type=number(int, 1, 10**6),
         default=1,
         help="prefixes that --evaluate and --predict keep; 1: greedy decoding",
     )
-    parser.add_argument(
+    group.add_argument(
         "--json",
         action="store_true",
         help="print one JSON object on stdout, all else on stderr",
     )
-    modes = parser.add_mutually_exclusive_group()
+    modes = group.add_mutually_exclusive_group()
     modes.add_argument(
         "--resume", action="store_true", help="continue --output_dir's last.pth"
     )
@@ -2403,64 +2467,76 @@ def add_mode_flags(parser):
     return modes
 
 
-def make_parser():
-    """Return the parser of teacher.py's flags."""
-    parser, modes = make_shared_parser("teacher.py", __doc__.split("\n")[0])
-    parser.add_argument(
+def add_network_flags(parser):
+    """Add the flags of the network and of the weights that it starts from."""
+    group = parser.add_argument_group("network and weights")
+    group.add_argument(
         "--temporal_stride",
         type=int,
         choices=STRIDES,
         help="frames per output frame",
     )
-    parser.add_argument(
+    group.add_argument(
         "--hidden_size",
         type=number(int, 1, 10**4),
         help="LSTM units per direction",
     )
-    parser.add_argument(
+    group.add_argument(
         "--backbone_ctc",
         type=number(float, 0, 1000),
         metavar="WEIGHT",
         help="of a second CTC loss on the backbone's frames in training; 0: none",
     )
-    parser.add_argument(
+    group.add_argument(
         "--pretrained_weights",
         metavar="NAME|PATH",
         help=f"file, or {adapt.KINETICS}, to start from; none: random weights",
     )
-    parser.add_argument(
+    group.add_argument(
         "--adapt_method",
         choices=adapt.METHODS,
         help="how 3D kernels become 1D",
     )
-    parser.add_argument(
+
+
+def add_freezing_flags(parser):
+    """Add the flags of freezing and unfreezing."""
+    group = parser.add_argument_group("freezing")
+    group.add_argument(
         "--freeze_backbone",
         action="store_true",
         help="freeze stem to mixed_5c",
     )
-    parser.add_argument(
+    group.add_argument(
         "--freeze_until_layer",
         choices=freeze.BACKBONE,
         metavar="LAYER",
         help="freeze stem to LAYER",
     )
-    parser.add_argument(
+    group.add_argument(
         "--progressive_unfreeze",
         action="store_true",
         help="freeze, then release layers in stages",
     )
-    parser.add_argument(
+    group.add_argument(
         "--unfreeze_stages",
         type=int,
         help="stages of --progressive_unfreeze",
     )
-    parser.add_argument(
+    group.add_argument(
         "--unfreeze_by",
         type=float,
         metavar="SHARE",
         help="release all layers by this share of the epochs, such as 0.15; implies "
         "--progressive_unfreeze",
     )
+
+
+def make_parser():
+    """Return the parser of teacher.py's flags."""
+    parser, modes = make_shared_parser("teacher.py", __doc__.split("\n")[0])
+    add_network_flags(parser)
+    add_freezing_flags(parser)
     modes.add_argument(
         "--validate_data",
         metavar="DIR",
@@ -2509,18 +2585,34 @@ def run_program(parser, argv, model_class, run):
             print(json.dumps(result))
         if distributed.is_initialized():
             distributed.destroy_process_group()
-    except ValueError as error:
-        parser.exit(2, f"{parser.prog}: {error}\n")
-    except (OSError, FloatingPointError, torch.OutOfMemoryError) as error:
-        parser.exit(1, f"{parser.prog}: {error}\n")
-    except MemoryError:
-        parser.exit(1, f"{parser.prog}: out of memory, try a smaller --batch_size\n")
-    except KeyboardInterrupt:
-        parser.exit(
-            130,
-            f"{parser.prog}: interrupted; a training continues with --resume "
-            f"--output_dir {args.output_dir}\n",
-        )
+    except (Exception, KeyboardInterrupt) as error:
+        status, message = explain_failure(error, args)
+        if status is None:
+            raise
+        parser.exit(status, f"{parser.prog}: {message}\n")
+
+
+def explain_failure(error, args):
+    """Return the exit status and the line for an error.
+
+    The status is None for a defect of this program, whose traceback is needed.
+    """
+    if isinstance(error, ValueError):
+        return 2, str(error)
+    if isinstance(error, (OSError, FloatingPointError, torch.OutOfMemoryError)):
+        return 1, str(error)
+    if isinstance(error, MemoryError):
+        return 1, "out of memory, try a smaller --batch_size"
+    if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
+        return 1, str(error)  # such as one that the system has killed
+    if isinstance(error, KeyboardInterrupt):
+        message = "interrupted"
+        if args.evaluate is None and args.predict is None:
+            message += (
+                f"; a training continues with --resume --output_dir {args.output_dir}"
+            )
+        return 130, message
+    return None, ""
 
 
 def message_stream(to_stderr):
@@ -2550,9 +2642,17 @@ def parse_resumed(parser, argv, args, model_class):
             is no longer where it was.
     """
     path = Path(args.output_dir, LAST_CHECKPOINT)
+    if not path.is_file():
+        raise ValueError(
+            f"cannot resume from {path}: no such file, expected the --output_dir of "
+            f"a run"
+        )
     _, checkpoint = load_model(path, model_class)
-    if "optimizer" not in checkpoint:
-        raise ValueError(f"cannot resume from {path}: it has no optimizer state")
+    missing = {"optimizer", "header", "log", "always_trainable"} - checkpoint.keys()
+    if missing:
+        raise ValueError(
+            f"cannot resume from {path}: it has no {' and no '.join(sorted(missing))}"
+        )
     saved = {**checkpoint["config"], "output_dir": args.output_dir}
     if not torch.cuda.is_available():
         saved["device"] = "cpu"
@@ -2623,6 +2723,8 @@ def evaluate_checkpoint(path, model_class, split, config, beam_width, ctm=None):
     Raises:
         ValueError: files that are missing, broken or do not fit each other.
     """
+    if ctm is not None:
+        refuse_unwritable(Path(ctm).absolute().parent, f"--ctm {ctm}")
     model, checkpoint = load_model(path, model_class)
     config = with_data_of(config, checkpoint, path)
     vocabulary = checkpoint["vocabulary"]
@@ -2660,9 +2762,9 @@ def with_data_of(config, checkpoint, path):
     saved = checkpoint["config"]
     data_dir = config.data_dir
     if data_dir is None:
-        data_dir = saved["data_dir"]
+        data_dir = saved.get("data_dir")
         refuse_moved_data(data_dir, path)
-    clean = config.clean_annotations or saved["clean_annotations"]
+    clean = config.clean_annotations or saved.get("clean_annotations")
     return dataclasses.replace(config, data_dir=data_dir, clean_annotations=clean)
 
 
@@ -2741,6 +2843,7 @@ def train_teacher(config, resumed=None):
         The best epoch's row with the checkpoint, test errors and seconds.
     """
     started = time.monotonic()
+    refuse_unwritable(config.output_dir, f"--output_dir {config.output_dir}")
     make_schedule(config)  # refuses flags that do not go together before data are read
     data = read_data(config.data_dir, clean=config.clean_annotations)
     describe_data(data)
@@ -2821,5 +2924,6 @@ def main(argv=None):
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # glosses a terminal cannot print
+    if sys.stdout is not None:  # glosses that a terminal cannot print are escaped
+        sys.stdout.reconfigure(errors="backslashreplace")
     main()

@@ -74,12 +74,13 @@ TRN_EXPECTED = "GLOSS ... (id)"
 SCLITE_MARKUP = re.compile(
     r"[{};\\]|^@$|^<ALT(_BEGIN|_END)?>$|IGNORE_TIME_SEGMENT_IN_SCORING", re.IGNORECASE
 )
+SCLITE_COMMENT = (";", "*")  # sclite misreads ids that begin with one of them
 # Zero-width non-joiner and joiner: invisible, but part of the spelling of Persian,
 # Sinhala and Hindi.
 JOINERS = ("\u200c", "\u200d")
 
 
-# ------------------------------------------------------------------------- text, arrays
+# ------------------------------------------------------------ text, arrays
 def normalise(text):
     """Return text in Unicode's normal form NFC, so that equal spellings are equal."""
     return unicodedata.normalize("NFC", text)
@@ -109,29 +110,32 @@ def _as_array(values, name):
 
 def _as_list(values, name):
     """Return the elements of a sequence, an array or a tensor as a list."""
+    kind = type(values).__name__
     if hasattr(values, "__array__"):
         values = _as_array(values, name).tolist()
+    if isinstance(values, (str, bytes)):  # bytes would be numbers, text characters
+        raise ValueError(f"{name}: {kind} {values[:60]!r}, expected a list")
     try:
         return list(values)
     except TypeError as error:
-        kind = type(values).__name__
-        raise ValueError(f"{name}: {kind}, expected a sequence") from error
+        raise ValueError(f"{name}: {kind}, expected a list") from error
 
 
 def _as_sentences(sentences, name):
-    """Return a list of sentences; a string, which would be one sentence, is refused."""
-    if isinstance(sentences, str):
+    """Return a list of sentences; a dict, which would give ids, or a set is refused."""
+    if isinstance(sentences, (dict, set, frozenset)):
+        kind = type(sentences).__name__
         raise ValueError(
-            f"{name}: text {sentences[:60]!r}, expected a list of sentences"
+            f"{name}: {kind}, expected a list of sentences, such as wer.pair returns"
         )
     return _as_list(sentences, name)
 
 
-def _as_tokens(values):
-    """Return a sequence's elements as a list, text in NFC."""
+def _as_tokens(values, name="tokens"):
+    """Return a sequence's elements, or a string's characters, as a list, in NFC."""
     if isinstance(values, str):
         return list(normalise(values))
-    tokens = _as_list(values, "tokens")
+    tokens = _as_list(values, name)
     return [normalise(token) if isinstance(token, str) else token for token in tokens]
 
 
@@ -142,7 +146,7 @@ def _as_glosses(sentence):
     return _as_tokens(sentence)
 
 
-# ----------------------------------------------------------------------------- decoding
+# ------------------------------------------------------------ decoding
 def greedy_decode(log_probs, lengths, vocabulary):
     """Decode each frame's best class: repeats are merged, then blanks removed.
 
@@ -185,10 +189,10 @@ def beam_decode(log_probs, lengths, vocabulary, beam_width=10, min_log_prob=-5.0
 
     Raises:
         ValueError: for shapes that do not belong together, tensors with gradient, or
-            a beam_width below 1.
+            a beam_width that is not 1, 2, ...
     """
-    if beam_width < 1:
-        raise ValueError(f"beam_width {beam_width}, expected at least 1")
+    if not isinstance(beam_width, (int, np.integer)) or beam_width < 1:
+        raise ValueError(f"beam_width {beam_width!r}, expected a whole number from 1")
     sentences, vocabulary = _decoder_input(log_probs, lengths, vocabulary)
     decoded = []
     for frames in sentences:
@@ -201,9 +205,11 @@ def _decoder_input(log_probs, lengths, vocabulary):
     """Return each sentence's valid frames, a list of [T', V], and the vocabulary."""
     log_probs = _as_array(log_probs, "log_probs")
     lengths = _as_array(lengths, "lengths")
-    vocabulary = _as_list(vocabulary, "vocabulary")
+    vocabulary = _as_tokens(vocabulary, "vocabulary")
     if log_probs.ndim != 3:
         raise ValueError(f"log_probs {log_probs.shape}, expected the axes [B, T', V]")
+    if log_probs.dtype.kind not in "fiu":
+        raise ValueError(f"log_probs of type {log_probs.dtype}, expected real numbers")
     batch, steps, classes = log_probs.shape
     if lengths.shape != (batch,):
         raise ValueError(f"lengths {lengths.shape}, expected ({batch},) as log_probs")
@@ -272,7 +278,7 @@ def _log_add(a, b):
     return high + math.log1p(math.exp(low - high))
 
 
-# ---------------------------------------------------------------- alignment and scoring
+# ------------------------------------------------------------ alignment and scoring
 @dataclass(frozen=True)
 class WordErrors:
     """Counts over a corpus; hits + substitutions + deletions = reference glosses."""
@@ -479,8 +485,9 @@ def score(references, hypotheses, scoring="levenshtein"):
         WordErrors.
 
     Raises:
-        ValueError: for unequal numbers of sentences, one string in place of a list of
-            sentences, an unknown scoring or, for sclite, a gloss that is its markup.
+        ValueError: for unequal numbers of sentences, one string, a dict or a set in
+            place of a list of sentences, an unknown scoring or, for sclite, a gloss
+            that is its markup.
     """
     costs = _costs(scoring)
     references = _as_sentences(references, "references")
@@ -515,12 +522,11 @@ def _comparable(sentence, scoring):
 @lru_cache(maxsize=10_000)
 def _sclite_word(gloss):
     """Return a gloss as sclite compares it: ASCII lower case, without one final "*"."""
-    if not isinstance(gloss, str) or SCLITE_MARKUP.search(gloss):
+    if not isinstance(gloss, str):
+        return gloss
+    if SCLITE_MARKUP.search(gloss):
         raise ValueError(f"{gloss!r} is markup for sclite, expected glosses")
-    if gloss.isascii():
-        word = gloss.lower()
-    else:
-        word = "".join(c.lower() if c.isascii() else c for c in gloss)
+    word = "".join(c.lower() if c.isascii() else c for c in gloss)
     if len(word) > 1:
         return word.removesuffix("*")
     return word
@@ -533,7 +539,8 @@ def sclite_markup(glosses):
     sclite or counted as it counts.
     """
     distinct = dict.fromkeys(_as_glosses(glosses))
-    return [gloss for gloss in distinct if SCLITE_MARKUP.search(gloss)]
+    words = [gloss for gloss in distinct if isinstance(gloss, str)]
+    return [word for word in words if SCLITE_MARKUP.search(word)]
 
 
 def constant_answer(references):
@@ -567,7 +574,7 @@ def constant_answer(references):
     return 1 - gain / reference_glosses, gloss
 
 
-# -------------------------------------------------------------- Phoenix-2014's clean-up
+# ------------------------------------------------------------ Phoenix-2014's clean-up
 # The official evaluation's rules in its order: pattern, replacement. Those with spaces
 # are for whole annotations; a hypothesis is cleaned gloss by gloss.
 JOIN_LETTERS = [("([ +][A-Z]) ([A-Z][ +])", r"\1+\2")]  # fingerspelling: A B -> A+B
@@ -622,7 +629,7 @@ def clean_phoenix(glosses):
     return tuple(cleaned)
 
 
-# ------------------------------------------------------------------------- corpus files
+# ------------------------------------------------------------ corpus files
 class Annotation(NamedTuple):
     """One sentence of a corpus file."""
 
@@ -635,8 +642,9 @@ def read_annotations(path):
     """Read a corpus file: UTF-8, Phoenix-2014's or -2014-T's columns, separated by |.
 
     Quotes are read as the csv module reads them if a field of the header begins with
-    one, if any field is quoted and holds a doubled quote, or if only then every line
-    has the header's columns; in all other files a quote is a character like any other.
+    one, if any field is quoted and holds a doubled quote, if a column is quoted in
+    every row of two or more, or if only then every line has the header's columns. In
+    all other files a quote is a character like any other.
 
     Args:
         path: of the file, or "-" for standard input.
@@ -697,7 +705,8 @@ def _check_annotation(where, name, signer, text):
         text: the glosses, separated by whitespace.
 
     Raises:
-        ValueError: an id that is no plain file name, or no glosses.
+        ValueError: an id that is no plain file name or begins a comment of NIST's
+            formats, or no glosses.
     """
     # The id names the feature file, so it must not lead out of the features' folder;
     # NIST's formats separate it by whitespace.
@@ -705,6 +714,11 @@ def _check_annotation(where, name, signer, text):
     if not is_file_name or not _is_field(name):
         raise ValueError(
             f"{where}: id {name!r}, expected a plain file name without whitespace"
+        )
+    if name.startswith(SCLITE_COMMENT):
+        raise ValueError(
+            f"{where}: id {name!r}, expected no ; or * at its start, where sclite "
+            "reads a comment"
         )
     glosses = _split(text, where)
     if not glosses:
@@ -723,7 +737,7 @@ def _corpus_records(path, text):
         for field in row:
             if _holds_doubled_quote(field) or (is_header and field.startswith('"')):
                 return _quoted_records(path, text)
-    if _columns_fit(plain):
+    if _columns_fit(plain) and not _has_quoted_column(plain):
         return plain
     try:
         quoted = _quoted_records(path, text)
@@ -735,8 +749,20 @@ def _corpus_records(path, text):
 def _holds_doubled_quote(field):
     """Tell whether a field is quoted and holds quotes, all doubled: "a ""b"" c"."""
     inner = field[1:-1]
-    is_enclosed = field.startswith('"') and field.endswith('"')
-    return is_enclosed and '""' in inner and '"' not in inner.replace('""', "")
+    return _is_quoted(field) and '""' in inner and '"' not in inner.replace('""', "")
+
+
+def _is_quoted(field):
+    return len(field) > 1 and field.startswith('"') and field.endswith('"')
+
+
+def _has_quoted_column(records):
+    """Tell whether a column is quoted in every row, of two rows or more."""
+    rows = [row for _, row in records[1:] if row != [""]]
+    for column in zip(*rows, strict=True):
+        if len(column) > 1 and all(_is_quoted(field) for field in column):
+            return True
+    return False
 
 
 def _columns_fit(records):
@@ -761,11 +787,13 @@ def _quoted_records(path, text):
     return records
 
 
-# -------------------------------------------------------- references and hypotheses
+# ------------------------------------------------------------ references and hypotheses
 def _read_text(path):
     """Return the text of a file, or of standard input for "-", in NFC."""
     try:
         if str(path) == STANDARD_INPUT:
+            if sys.stdin is None:
+                raise ValueError("-: standard input is closed, expected UTF-8 text")
             content = sys.stdin.buffer.read()
         else:
             content = Path(path).read_bytes()
@@ -787,11 +815,9 @@ def _split(text, where):
 
 
 def _refuse_markup(glosses, where):
-    markup = sclite_markup(glosses)
+    markup = " ".join(sclite_markup(glosses))
     if markup:
-        raise ValueError(
-            f"{where}: {markup[0]!r} is markup for sclite, expected glosses"
-        )
+        raise ValueError(f"{where}: {markup!r} is markup for sclite, expected glosses")
 
 
 def _match(pattern, expected, where, line):
@@ -997,7 +1023,8 @@ def pair(reference, hypothesis, file_format="auto"):
 
     Raises:
         ValueError: for broken files, a hypothesis without reference, plain texts of
-            unequal length, and two files without a gloss.
+            unequal length or, for "auto", that look like Kaldi's, and two files without
+            a gloss.
     """
     if str(reference) == STANDARD_INPUT and str(hypothesis) == STANDARD_INPUT:
         raise ValueError("-: both files are standard input, expected at most one")
@@ -1006,16 +1033,21 @@ def pair(reference, hypothesis, file_format="auto"):
     if not _has_channels(refs) or not _has_channels(hyps):
         refs = _without_channels(refs, reference)
         hyps = _without_channels(hyps, hypothesis)
-    if len(refs) != len(hyps) and _is_plain(refs) and _is_plain(hyps):
-        raise ValueError(
-            f"{hypothesis}: {len(hyps)} lines, expected {len(refs)} as {reference} has"
-        )
+    if _is_plain(refs) and _is_plain(hyps):
+        if len(refs) != len(hyps):
+            lines = f"{len(hyps)} lines, expected {len(refs)} as {reference} has"
+            raise ValueError(f"{hypothesis}: {lines}")
+        if file_format == "auto":
+            _refuse_kaldi(reference, list(refs.values()), list(hyps.values()))
     names = _names(refs | hyps)
     unknown = [str(names[key]) for key in hyps if key not in refs]
     if unknown:
+        found = f"{len(unknown)} ids that {reference} does not have"
+        lower_case = {str(names[key]).lower() for key in refs}
+        if lower_case.issuperset(name.lower() for name in unknown):
+            found += " (they differ in case only)"
         raise ValueError(
-            f"{hypothesis}: {len(unknown)} ids that {reference} does not have, "
-            f"expected none: {' '.join(unknown[:5])}"
+            f"{hypothesis}: {found}, expected none: {' '.join(unknown[:5])}"
         )
     if not any(refs.values()) and not any(hyps.values()):
         raise ValueError(f"{reference}: no glosses, nor in {hypothesis}, expected some")
@@ -1028,6 +1060,28 @@ def pair(reference, hypothesis, file_format="auto"):
 def _is_plain(sentences):
     """Tell whether a file is plain text, whose ids are the numbers of lines."""
     return all(isinstance(name, int) for name, _ in sentences)
+
+
+def _refuse_kaldi(path, references, hypotheses):
+    """Refuse plain texts whose lines seem to begin with ids, as Kaldi's do.
+
+    They do if the first words of two lines or more are distinct, are the same in both
+    files, and are in another order or hold a digit each. Files with an empty line or
+    with one word in every line are plain text.
+    """
+    lengths = {len(glosses) for glosses in references + hypotheses}
+    if len(references) < 2 or 0 in lengths or lengths == {1}:
+        return
+    ref_ids = [glosses[0] for glosses in references]
+    hyp_ids = [glosses[0] for glosses in hypotheses]
+    are_distinct = len(set(ref_ids)) == len(ref_ids)
+    are_same = sorted(ref_ids) == sorted(hyp_ids)
+    have_digits = all(re.search(r"\d", name) for name in ref_ids)
+    if are_distinct and are_same and (ref_ids != hyp_ids or have_digits):
+        raise ValueError(
+            f"{path}: looks like KALDI, expected plain text: say --format kaldi (or "
+            "--format text)"
+        )
 
 
 def _has_channels(sentences):
@@ -1083,21 +1137,20 @@ def ctm_text(ids, hypotheses):
 
 def _refuse_unwritable(name, glosses):
     """Raise ValueError for what would not be one field of a CTM line."""
-    if not _is_field(name) or name.startswith((";", "*")):
-        raise ValueError(f"id {name!r}, expected printable characters, no whitespace")
+    if not _is_field(name) or name.startswith(SCLITE_COMMENT):
+        raise ValueError(
+            f"id {name!r}, expected printable characters, no whitespace, and no ; or * "
+            "at its start, where sclite reads a comment"
+        )
     for gloss in glosses:
         if not _is_field(gloss):
             raise ValueError(
                 f"{name}: gloss {gloss!r}, expected printable characters, no whitespace"
             )
-    markup = sclite_markup(glosses)
-    if markup:
-        raise ValueError(
-            f"{name}: {' '.join(markup)} is markup for sclite, expected glosses"
-        )
+    _refuse_markup(glosses, name)
 
 
-# -------------------------------------------------------------------------- the program
+# ------------------------------------------------------------ the program
 def print_alignments(names, references, hypotheses, scoring):
     """Print each sentence's alignment, one pair of glosses per line, and confusions."""
     costs = _costs(scoring)
@@ -1187,7 +1240,7 @@ def main(argv=None):
             listed = " ".join(str(name) for name in missing)
             count = len(missing)
             print(f"{count} sentences have no hypothesis, scored as empty: {listed}")
-        print(errors)
+        print(errors, flush=True)
     if args.json:
         result = asdict(errors)
         result["wer"] = None if errors.wer == math.inf else errors.wer
@@ -1195,11 +1248,18 @@ def main(argv=None):
         result["missing"] = missing
         result["scoring"] = args.scoring
         result["clean"] = args.clean
-        print(json.dumps(result))
+        print(json.dumps(result), flush=True)
 
 
 if __name__ == "__main__":
-    sys.stdout.reconfigure(errors="backslashreplace")  # for terminals without umlauts
+    if sys.stdout is not None:
+        # For terminals without umlauts.
+        sys.stdout.reconfigure(errors="backslashreplace")
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C ends it without a traceback
     if hasattr(signal, "SIGPIPE"):
-        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # `| head` ends it without a word
-    main()
+        signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # and so does `| head`
+    try:
+        main()
+    except OSError as error:  # of output, such as a full disk
+        sys.stdout = None  # or it would be written again at exit
+        sys.exit(f"wer.py: cannot write: {error.strerror}")

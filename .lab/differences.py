@@ -66,7 +66,7 @@ def main():
     args = parser.parse_args()
     try:
         count = convert(args.source, args.target)
-    except ValueError as error:
+    except (OSError, ValueError) as error:
         sys.exit(f"differences.py: {error}")
     print(f"{args.target}: {count} files")
 

@@ -197,6 +197,11 @@ class UnfreezeSchedule:
     def __str__(self):
         if not self.frozen:
             return "Freezing: nothing, all layers train from the start"
+        if set(self.frozen) <= set(self.always_trainable):
+            return (
+                f"Freezing: nothing, as no weights were loaded into {self.frozen[0]} "
+                f"to {self.frozen[-1]}: they train from the start"
+            )
         description = f"Freezing: {self.frozen[0]} to {self.frozen[-1]}"
         if len(self.starts) == 1:
             description += " in all epochs"

@@ -713,7 +713,8 @@ def train(model, data, schedule, config, loss_function=two_head_loss, resumed=No
         }
         run.add_epoch(row | evaluation_row(evaluation), evaluation.errors)
         in_first_process(run.save)
-    if evaluation is None:  # a finished run was resumed
+    if evaluation is None:
+        print(f"The run was finished: it has all of its {config.epochs} epochs")
         evaluation = evaluate(model, dev_loader, references, data.vocabulary)
     lines = fit_diagnosis(model, train_sentences, evaluation, data.vocabulary, config)
     lines += decoding_diagnosis(evaluation)

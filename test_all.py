@@ -2635,6 +2635,14 @@ class Freezing(FolderTestCase):
             yield epoch, model, optimizer, before
 
     # Stages and releases
+    def test_layers_without_weights_are_not_called_frozen(self):
+        schedule = freeze.UnfreezeSchedule(
+            freeze.LAYERS, 4, 1, always_trainable=freeze.LAYERS
+        )
+
+        self.assertIn("nothing, as no weights were loaded", str(schedule))
+        self.assertEqual(set(schedule.trainable(0)), set(freeze.LAYERS))
+
     def test_fifty_epochs_release_block_by_block(self):
         cases = (
             (

@@ -69,7 +69,7 @@ RESULTS = (
         f"student of: {BOSTON}: baseline",
     ),
     (
-        "no network: nearest train sentence",
+        "no network: nearest train sentence, standardised",
         None,
         None,
         "nearest train sentence, per sentence",

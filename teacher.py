@@ -2313,6 +2313,7 @@ def number(kind, low, high):
     """Return an argparse type: an int or a float from low to high."""
 
     def parse(text):
+        """Return the number; ArgumentTypeError for what is none in the range."""
         try:
             value = kind(text)
         except ValueError:

@@ -200,11 +200,12 @@ class Student(nn.Module):
         temporal_stride: frames per output frame, 2, 4 or 8.
         channels: C.
         dropout: share of values dropped in front of the classifier.
+        centre_sentences: see teacher.standardise.
     """
 
     kind = "student"
     # The arguments that come from a run's Config, see teacher.make_model.
-    options = ("temporal_stride", "channels", "dropout")
+    options = ("temporal_stride", "channels", "dropout", "centre_sentences")
 
     def __init__(
         self,
@@ -213,10 +214,12 @@ class Student(nn.Module):
         temporal_stride=teacher.TEMPORAL_STRIDE,
         channels=CHANNELS,
         dropout=DROPOUT,
+        centre_sentences=False,
     ):
         super().__init__()
         self.temporal_stride = temporal_stride
         self.dropout = dropout
+        self.centre_sentences = centre_sentences
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("feature_std", torch.ones(feature_dim))
         self.stem = nn.Linear(feature_dim, channels // 2)
@@ -240,7 +243,13 @@ class Student(nn.Module):
             logits [B, T', V], meaningless past a sentence's end, and lengths' [B].
         """
         device = features.device
-        features = teacher.standardise(features, self.feature_mean, self.feature_std)
+        features = teacher.standardise(
+            features,
+            lengths,
+            self.feature_mean,
+            self.feature_std,
+            self.centre_sentences,
+        )
         frames = self.stem(features)
         mask = teacher.frame_mask(
             lengths.to(device, non_blocking=True), frames.shape[1]
@@ -403,7 +412,8 @@ def distill(config, resumed=None):
 
     Args:
         config: a Config; where it names no data, those of the teacher are taken. The
-            temporal stride is the teacher's, so that their output frames line up.
+            temporal stride is the teacher's, so that their output frames line up, and
+            so is what is taken for its features' zero.
         resumed: the content of the last.pth to continue from.
 
     Returns:
@@ -422,7 +432,11 @@ def distill(config, resumed=None):
     teacher_model, checkpoint = teacher.load_model(source, teacher.I3DTeacher)
     refuse_teachers_folder(source, config.output_dir)
     config = teacher.with_data_of(config, checkpoint, source)
-    config = dataclasses.replace(config, temporal_stride=teacher_model.temporal_stride)
+    config = dataclasses.replace(
+        config,
+        temporal_stride=teacher_model.temporal_stride,
+        centre_sentences=teacher_model.centre_sentences,
+    )
     data = teacher.read_data(
         config.data_dir,
         checkpoint["vocabulary"],

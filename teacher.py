@@ -125,14 +125,32 @@ def max_pool(rows, index):
     return gather_rows(rows, index).amax(dim=1)
 
 
-def standardise(features, mean, std):
-    """Express features [..., D] in standard deviations from the train split's mean.
+def standardise(features, lengths, mean, std, centre_sentences):
+    """Express features in standard deviations from the train split's or their own mean.
 
     They are clamped, so that one wrong frame of a tracker does not become infinite in
     the layers behind.
+
+    Args:
+        features: [B, T, D].
+        lengths: [B] frames per sentence.
+        mean: [D] of the train split.
+        std: [D] of the train split.
+        centre_sentences: take each sentence's mean as its zero, so that it no longer
+            tells where a signer stands; speech recognition calls this cepstral mean
+            normalisation (Atal 1974, JASA 55).
+
+    Returns:
+        Features [B, T, D], meaningless past a sentence's end.
     """
     standardised = (features.to(mean) - mean) / std
-    return standardised.clamp(-FEATURE_CLIP_STD, FEATURE_CLIP_STD)
+    standardised = standardised.clamp(-FEATURE_CLIP_STD, FEATURE_CLIP_STD)
+    if not centre_sentences:
+        return standardised
+    lengths = lengths.to(features.device, non_blocking=True)
+    inside = frame_mask(lengths, features.shape[1])[:, :, None]  # [B, T, 1]
+    total = (standardised * inside).sum(dim=1, keepdim=True)  # [B, 1, D]
+    return standardised - total / lengths[:, None, None]
 
 
 class Unit(nn.Module):
@@ -229,6 +247,7 @@ class I3DTeacher(nn.Module):
         hidden_size: LSTM units per direction.
         dropout: share of values dropped in front of the LSTM and of the classifier.
         backbone_ctc: weight of the second head's loss in training; 0: no second head.
+        centre_sentences: see standardise.
 
     Raises:
         ValueError: another temporal stride.
@@ -236,7 +255,13 @@ class I3DTeacher(nn.Module):
 
     kind = "teacher"
     # The arguments that come from a run's Config; make_model and load_model pass them.
-    options = ("temporal_stride", "hidden_size", "dropout", "backbone_ctc")
+    options = (
+        "temporal_stride",
+        "hidden_size",
+        "dropout",
+        "backbone_ctc",
+        "centre_sentences",
+    )
 
     def __init__(
         self,
@@ -246,6 +271,7 @@ class I3DTeacher(nn.Module):
         hidden_size=HIDDEN_SIZE,
         dropout=DROPOUT,
         backbone_ctc=0.0,
+        centre_sentences=False,
     ):
         super().__init__()
         if temporal_stride not in STRIDES:
@@ -255,6 +281,7 @@ class I3DTeacher(nn.Module):
         self.temporal_stride = temporal_stride
         self.dropout = dropout
         self.backbone_ctc = backbone_ctc
+        self.centre_sentences = centre_sentences
         # With these values features are taken as they are; make_model sets the data's.
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("feature_std", torch.ones(feature_dim))
@@ -330,9 +357,15 @@ class I3DTeacher(nn.Module):
         lengths = torch.as_tensor(lengths).cpu()
         self.check_shapes(features, lengths)
         find_neighbours = functools.partial(neighbours, device=features.device)
+        features = standardise(
+            features,
+            lengths,
+            self.feature_mean,
+            self.feature_std,
+            self.centre_sentences,
+        )
         pairs = zip(features, lengths.tolist(), strict=True)
         rows = torch.cat([sentence[:length] for sentence, length in pairs])  # [N, D]
-        rows = standardise(rows, self.feature_mean, self.feature_std)
         # left = (kernel - stride) // 2 is TensorFlow's padding; a pooling whose stride
         # became 1 keeps the window that it has at stride 2.
         window7, lengths = find_neighbours(lengths, 7, left=2, stride=2)
@@ -585,7 +618,8 @@ class TrainingConfig:
     weight_decay: float = 0.01  # AdamW's
     dropout: float = DROPOUT  # share of values dropped in front of the last layers
     seed: int = 0  # of all that is drawn
-    temporal_stride: int = TEMPORAL_STRIDE  # frames per output frame: 2, 4 or 8
+    temporal_stride: int | None = None  # frames per output frame; None: see with_stride
+    centre_sentences: bool = False  # take each sentence's mean as its features' zero
     overfit: int | None = None  # train on so many sentences and score these
     device: str = field(default_factory=default_device)
     num_workers: int = field(default_factory=default_num_workers)  # read data ahead
@@ -647,6 +681,7 @@ def make_model(model_class, data, config):
         config: a TrainingConfig with these fields.
     """
     torch.manual_seed(config.seed)
+    config = with_stride(config, data)
     options = {name: getattr(config, name) for name in model_class.options}
     model = model_class(len(data.mean), len(data.vocabulary), **options)
     model.feature_mean.copy_(torch.from_numpy(data.mean))
@@ -683,6 +718,7 @@ def train(model, data, schedule, config, loss_function=two_head_loss, resumed=No
         FloatingPointError: training diverged; the last good checkpoints stay.
         OSError: a file cannot be written.
     """
+    config = with_stride(config, data)
     train_sentences, dev_sentences = select_sentences(data, config)
     train_loader = make_train_loader(train_sentences, data, config)
     dev_loader = make_loader(dev_sentences, data.vocabulary, config)
@@ -1387,6 +1423,22 @@ def report_unannotated_files(sentences):
                 f"{folder}: {len(unused)} files without an annotation: "
                 f"{' '.join(unused[:5])}"
             )
+
+
+def with_stride(config, data):
+    """Return the config with the temporal stride that the data allow, if it has none.
+
+    It is the largest one at which CTC can align every train sentence, or if there is
+    none the smallest: the fewer output frames, the faster and the easier to align.
+    """
+    if config.temporal_stride is not None:
+        return config
+    sentences = data.splits["train"]
+    fitting = [
+        stride for stride in STRIDES if all(item.fits(stride) for item in sentences)
+    ]
+    stride = max(fitting, default=min(STRIDES))
+    return dataclasses.replace(config, temporal_stride=stride)
 
 
 def select_sentences(data, config):
@@ -2476,7 +2528,13 @@ def add_network_flags(parser):
         "--temporal_stride",
         type=int,
         choices=STRIDES,
-        help="frames per output frame",
+        help="frames per output frame; none: the largest that fits every train "
+        "sentence",
+    )
+    group.add_argument(
+        "--centre_sentences",
+        action=argparse.BooleanOptionalAction,
+        help="take each sentence's mean as its features' zero",
     )
     group.add_argument(
         "--hidden_size",
@@ -2823,6 +2881,8 @@ def validate_data(config):
     """
     data = read_data(config.data_dir, clean=config.clean_annotations)
     facts = describe_data(data)
+    config = with_stride(config, data)
+    print(f"Temporal stride: {config.temporal_stride} frames per output frame")
     usable = len(alignable(data, config.temporal_stride))
     count = len(data.splits["train"])
     known = facts["dev"]["glosses"] - len(facts["dev"]["unknown"])
@@ -2849,6 +2909,8 @@ def train_teacher(config, resumed=None):
     make_schedule(config)  # refuses flags that do not go together before data are read
     data = read_data(config.data_dir, clean=config.clean_annotations)
     describe_data(data)
+    config = with_stride(config, data)
+    print(f"Temporal stride: {config.temporal_stride} frames per output frame")
     model = make_model(I3DTeacher, data, config)
     if resumed is None:
         fresh_modules = load_weights(model, data, config)

@@ -370,8 +370,10 @@ class Network(TeacherTestCase):
 
     @torch.no_grad()
     def test_logits_do_not_depend_on_the_batch(self):
-        for stride in teacher.STRIDES:
-            model = teacher.I3DTeacher(8, 11, stride, hidden_size=8).train()
+        for stride, centre in itertools.product(teacher.STRIDES, (False, True)):
+            model = teacher.I3DTeacher(
+                8, 11, stride, hidden_size=8, centre_sentences=centre
+            ).train()
             moving = torch.randn(4, 50, 8)
             model(moving, torch.tensor([50, 40, 30, 50]))  # moves BatchNorm
             model.eval()
@@ -387,6 +389,37 @@ class Network(TeacherTestCase):
                 alone_logits, _ = model(alone, torch.tensor([length]))
                 inside = logits[k : k + 1, : outputs[k]]
                 torch.testing.assert_close(alone_logits, inside, rtol=0, atol=1e-5)
+
+    def test_centred_sentences_do_not_tell_where_a_signer_stands(self):
+        features = torch.randn(2, 50, 8)
+        places = torch.tensor([3.0, -2.0])[:, None, None]  # of the two signers
+        lengths = torch.tensor([50, 33])
+        for model_class in (teacher.I3DTeacher, distill.Student):
+            for centre in (True, False):
+                model = model_class(8, 11, centre_sentences=centre).eval()
+
+                logits, output_lengths = model(features, lengths)
+                moved_logits, _ = model(features + places, lengths)
+
+                inside = teacher.frame_mask(output_lengths, logits.shape[1])
+                difference = (moved_logits - logits)[inside].abs().max().item()
+                self.assertEqual(difference < 1e-5, centre, model.kind)
+
+    def test_standardised_features_are_those_of_float64_loops(self):
+        features = 5 + 3 * torch.randn(2, 7, 3)
+        lengths = torch.tensor([7, 4])
+        mean = torch.randn(3)
+        std = torch.rand(3) + 0.5
+        for centre in (False, True):
+            found = teacher.standardise(features, lengths, mean, std, centre)
+
+            for k, length in enumerate(lengths.tolist()):
+                sentence = features[k, :length].double().numpy()
+                zero = sentence.mean(axis=0) if centre else mean.double().numpy()
+                expected = torch.from_numpy((sentence - zero) / std.double().numpy())
+                torch.testing.assert_close(
+                    found[k, :length].double(), expected, rtol=0, atol=1e-5
+                )
 
     def test_padding_changes_no_gradient(self):
         results = []
@@ -662,7 +695,9 @@ class Training(TeacherTestCase):
         for setting in dataclasses.fields(teacher.Config):
             default = getattr(teacher.Config(), setting.name)
             flags = [f"--{setting.name}"]
-            if setting.type is not bool:
+            if setting.type is bool and default:
+                flags = [f"--no-{setting.name}"]
+            elif setting.type is not bool:
                 flags.append(values.get(setting.name, "3"))
             with self.subTest(flags=flags):
                 config = teacher.config_from(parser.parse_args(flags), teacher.Config)
@@ -680,7 +715,10 @@ class Training(TeacherTestCase):
 
     def test_checkpoint_holds_the_config(self):
         config = small_config(
-            data_dir=str(self.corpus()), output_dir=str(self.folder / "run"), epochs=1
+            data_dir=str(self.corpus()),
+            output_dir=str(self.folder / "run"),
+            epochs=1,
+            temporal_stride=4,
         )
 
         printed(teacher.train_teacher, config)
@@ -4091,9 +4129,9 @@ class Distillation(FolderTestCase):
         features = torch.randn(4, 49, 3)
         for sentence, length in enumerate(lengths):
             features[sentence, length:] = 1e3  # padding
-        for stride in (2, 4, 8):
-            with self.subTest(stride=stride):
-                student = distill.Student(3, 4, stride, 16)
+        for stride, centre in itertools.product((2, 4, 8), (False, True)):
+            with self.subTest(stride=stride, centre=centre):
+                student = distill.Student(3, 4, stride, 16, centre_sentences=centre)
                 student(features, torch.tensor(lengths))  # moves BatchNorm's statistics
                 student.eval()
 
@@ -4322,8 +4360,16 @@ class Distillation(FolderTestCase):
         exported_path = self.folder / "student.pt2"
         for stride in (2, 4, 8):
             with self.subTest(stride=stride):
-                config = distill.Config(channels=16, temporal_stride=stride)
-                student = distill.Student(5, len(VOCABULARY), stride, channels=16)
+                config = distill.Config(
+                    channels=16, temporal_stride=stride, centre_sentences=stride == 4
+                )
+                student = distill.Student(
+                    5,
+                    len(VOCABULARY),
+                    stride,
+                    channels=16,
+                    centre_sentences=stride == 4,
+                )
                 # BatchNorm's statistics become other than those of a new layer.
                 student(torch.randn(2, 40, 5), torch.tensor([40, 25]))
                 save_checkpoint(student.eval(), path, config)
@@ -5830,6 +5876,7 @@ class Lab(FolderTestCase):
             keep=None,
             teachers=None,
             weights_from=self.folder / "runs",
+            device="cpu",
         )
         references = crossvalidate.read_annotations(fold / "dev.corpus.csv")
         hypotheses = {annotation.id: () for annotation in references}

@@ -60,6 +60,7 @@ class Setting:
     keep: str | None  # directory for the runs, which are else thrown away
     teachers: str | None  # a `keep` of teachers, whose students distill.py trains
     weights_from: str | None  # a `keep` of networks that the folds start from
+    device: str
 
 
 def fold_folders(folds_dir):
@@ -124,7 +125,7 @@ def run_fold(folder, seed, setting):
     with tempfile.TemporaryDirectory() as scratch:
         run_name = f"{folder.name}-{seed}"
         output = Path(setting.keep or scratch).resolve() / run_name
-        data_flags = ["--data_dir", folder.resolve(), "--device", "cpu"]
+        data_flags = ["--data_dir", folder.resolve(), "--device", setting.device]
         flags = data_flags + ["--output_dir", output, "--seed", seed]
         runs = {setting.name: output}
         program = setting.program
@@ -207,6 +208,8 @@ def run(folds_dir, setting, seeds, workers):
                 seed,
                 counts,
                 flags=setting.flags,
+                program=str(setting.program),
+                device=setting.device,
                 commit=lab.commit(setting.root),
                 seconds=round(time.monotonic() - started),
             )
@@ -321,6 +324,7 @@ def make_parser():
         default="teacher",
         help=f"{' or '.join(NETWORKS)}, or a script that has the flags of teacher.py",
     )
+    run_command.add_argument("--device", default="cpu")
     run_command.add_argument("--keep", help="directory for the runs")
     sources = run_command.add_mutually_exclusive_group()
     sources.add_argument("--teachers", help="a --keep of teachers")
@@ -348,6 +352,7 @@ def main():
             keep=args.keep,
             teachers=args.teachers,
             weights_from=args.weights_from,
+            device=args.device,
         )
         run(args.folds_dir, setting, args.seeds, args.workers)
     elif args.command == "repeated":

@@ -14,6 +14,7 @@ teacher.py but those of the stride, of adaptation and of freezing.
 Axes: see teacher.py.
 """
 
+import argparse
 import dataclasses
 import os
 from dataclasses import dataclass
@@ -64,15 +65,25 @@ class PlainNetwork(nn.Module):
         dropout: share of values dropped in front of each layer of the LSTM and of the
             classifier.
         backbone_ctc: weight of the second head's loss in training; 0: no second head.
+        centre_sentences: see teacher.standardise.
     """
 
     kind = "teacher"  # names the best checkpoint, see teacher.BEST_CHECKPOINT
-    options = ("hidden_size", "dropout", "backbone_ctc")
+    options = ("hidden_size", "dropout", "backbone_ctc", "centre_sentences")
 
-    def __init__(self, feature_dim, num_classes, hidden_size, dropout, backbone_ctc):
+    def __init__(
+        self,
+        feature_dim,
+        num_classes,
+        hidden_size,
+        dropout,
+        backbone_ctc,
+        centre_sentences,
+    ):
         super().__init__()
         self.dropout = dropout
         self.backbone_ctc = backbone_ctc
+        self.centre_sentences = centre_sentences
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("feature_std", torch.ones(feature_dim))
         self.layer1 = Layer(feature_dim, CHANNELS)
@@ -99,7 +110,13 @@ class PlainNetwork(nn.Module):
 
     def convolve(self, features, lengths):
         """Apply the convolutions: [B, T, D], [B] -> [B, T', C], lengths' [B]."""
-        frames = teacher.standardise(features, self.feature_mean, self.feature_std)
+        frames = teacher.standardise(
+            features,
+            lengths,
+            self.feature_mean,
+            self.feature_std,
+            self.centre_sentences,
+        )
         frames, lengths = self.layer1(frames, lengths)
         frames, lengths = self.layer2(frames, lengths)
         return self.drop(frames), lengths
@@ -193,6 +210,11 @@ def make_parser():
         "--hidden_size",
         type=teacher.number(int, 1, 10**4),
         help="LSTM units per direction",
+    )
+    parser.add_argument(
+        "--centre_sentences",
+        action=argparse.BooleanOptionalAction,
+        help="take each sentence's mean as its features' zero",
     )
     parser.add_argument(
         "--backbone_ctc",

@@ -425,6 +425,8 @@ class I3DTeacher(nn.Module):
 
 GRADIENT_CLIP_NORM = 5.0  # largest norm of all gradients together
 BACKBONE_CTC = 1.0  # weight of the second head's loss, beside 1 for the first's
+PRECISIONS = ("float32", "bfloat16")  # that forward pass and loss can have
+PRECISION = "float32"
 
 
 def sentence_ctc_losses(logits, lengths, batch):
@@ -466,6 +468,22 @@ def two_head_loss(model, batch):
     return batch_mean(total.sum(), len(total))
 
 
+def in_precision(precision, device):
+    """Return the context for a forward pass and its loss, one of PRECISIONS.
+
+    bfloat16 means autocast: products of matrices and convolutions in bfloat16, while
+    weights, LSTM, CTC and divergence stay in float32. The weights that it has converted
+    are kept until the context ends, so each training step needs its own.
+    """
+    return torch.autocast(device.type, torch.bfloat16, enabled=precision == "bfloat16")
+
+
+def allow_tf32(device):
+    """Let a GPU round the factors of float32 matrix products to TF32 (10 bits)."""
+    if device.startswith("cuda"):
+        torch.set_float32_matmul_precision("high")
+
+
 class Objective(nn.Module):
     """A model with its loss function as one module: batch -> loss.
 
@@ -483,7 +501,9 @@ class Objective(nn.Module):
         return self.loss_function(self.model, batch)
 
 
-def train_one_epoch(model, loader, optimizer, learning_rates, loss_function):
+def train_one_epoch(
+    model, loader, optimizer, learning_rates, loss_function, precision=PRECISION
+):
     """Train the parameters that require gradients on every batch once.
 
     Steps whose loss or gradient is not finite are left out and counted.
@@ -494,6 +514,7 @@ def train_one_epoch(model, loader, optimizer, learning_rates, loss_function):
         optimizer: over all of the model's parameters.
         learning_rates: the rate of each step.
         loss_function: (model, batch) -> scalar.
+        precision: of the forward pass and the loss, one of PRECISIONS.
 
     Returns:
         The mean loss over the steps taken, and the number of steps left out.
@@ -510,7 +531,8 @@ def train_one_epoch(model, loader, optimizer, learning_rates, loss_function):
     for step, batch in enumerate(loader):
         for group in optimizer.param_groups:
             group["lr"] = learning_rates[step]
-        loss = objective(batch.to(device))
+        with in_precision(precision, device):
+            loss = objective(batch.to(device))
         optimizer.zero_grad()
         loss.backward()
         norm = nn.utils.clip_grad_norm_(parameters, GRADIENT_CLIP_NORM)
@@ -538,7 +560,14 @@ class Evaluation:
 
 
 @torch.inference_mode()
-def evaluate(model, loader, references, vocabulary, decode=wer.greedy_decode):
+def evaluate(
+    model,
+    loader,
+    references,
+    vocabulary,
+    decode=wer.greedy_decode,
+    precision=PRECISION,
+):
     """Recognise all sentences and score them. Leaves the model in evaluation mode.
 
     Args:
@@ -547,6 +576,7 @@ def evaluate(model, loader, references, vocabulary, decode=wer.greedy_decode):
         references: the glosses of each sentence, in the loader's order.
         vocabulary: V glosses, the blank first.
         decode: (log_probs [B, T', V], lengths [B], vocabulary) -> B tuples of glosses.
+        precision: of the forward pass and the loss, one of PRECISIONS.
 
     Returns:
         An Evaluation.
@@ -559,8 +589,10 @@ def evaluate(model, loader, references, vocabulary, decode=wer.greedy_decode):
     all_frames = 0
     for batch in loader:
         batch = batch.to(device)
-        logits, lengths = model(batch.features, batch.lengths)
-        losses += sentence_ctc_losses(logits, lengths, batch).tolist()
+        with in_precision(precision, device):
+            logits, lengths = model(batch.features, batch.lengths)
+            batch_losses = sentence_ctc_losses(logits, lengths, batch)
+        losses += batch_losses.tolist()
         log_probs = logits.float().log_softmax(dim=2).cpu().numpy()  # [B, T', V]
         hypotheses += decode(log_probs, lengths.numpy(), vocabulary)
         inside = frame_mask(lengths, log_probs.shape[1]).numpy()  # [B, T']
@@ -587,7 +619,7 @@ def recognise(model, sentences, vocabulary, config, beam_width=1):
         decode = functools.partial(wer.beam_decode, beam_width=beam_width)
     loader = make_loader(sentences, vocabulary, config)
     references = [sentence.glosses for sentence in sentences]
-    return evaluate(model, loader, references, vocabulary, decode)
+    return evaluate(model, loader, references, vocabulary, decode, config.precision)
 
 
 def frame_mask(lengths, frames):
@@ -621,6 +653,7 @@ class TrainingConfig:
     temporal_stride: int | None = None  # frames per output frame; None: see with_stride
     centre_sentences: bool = False  # take each sentence's mean as its features' zero
     overfit: int | None = None  # train on so many sentences and score these
+    precision: str = PRECISION  # of forward pass and loss, in evaluation too
     device: str = field(default_factory=default_device)
     num_workers: int = field(default_factory=default_num_workers)  # read data ahead
 
@@ -723,6 +756,14 @@ def train(model, data, schedule, config, loss_function=two_head_loss, resumed=No
     train_loader = make_train_loader(train_sentences, data, config)
     dev_loader = make_loader(dev_sentences, data.vocabulary, config)
     references = [sentence.glosses for sentence in dev_sentences]
+    evaluate_dev = functools.partial(
+        evaluate,
+        model,
+        dev_loader,
+        references,
+        data.vocabulary,
+        precision=config.precision,
+    )
     constant_wer, _ = wer.constant_answer(references)
     run = Run(model, schedule, data, config, constant_wer)
     run.begin(resumed)
@@ -737,9 +778,14 @@ def train(model, data, schedule, config, loss_function=two_head_loss, resumed=No
             schedule, config.learning_rate, epoch, len(train_loader)
         )
         loss, skipped_steps = train_one_epoch(
-            model, train_loader, run.optimizer, learning_rates, loss_function
+            model,
+            train_loader,
+            run.optimizer,
+            learning_rates,
+            loss_function,
+            config.precision,
         )
-        evaluation = evaluate(model, dev_loader, references, data.vocabulary)
+        evaluation = evaluate_dev()
         row = {
             "epoch": epoch,
             "stage": schedule.stage(epoch),
@@ -751,7 +797,7 @@ def train(model, data, schedule, config, loss_function=two_head_loss, resumed=No
         in_first_process(run.save)
     if evaluation is None:
         print(f"The run was finished: it has all of its {config.epochs} epochs")
-        evaluation = evaluate(model, dev_loader, references, data.vocabulary)
+        evaluation = evaluate_dev()
     lines = fit_diagnosis(model, train_sentences, evaluation, data.vocabulary, config)
     lines += decoding_diagnosis(evaluation)
     print_diagnosis("Diagnosis of the last epoch's network:", lines)
@@ -2473,6 +2519,12 @@ def add_training_flags(parser):
         metavar="N",
         help="train on N sentences, not augmented, and score these",
     )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="of forward pass and loss, in evaluation too; on a GPU float32 has TF32's "
+        "products",
+    )
     group.add_argument("--device", choices=device_names(), help="to run on")
     group.add_argument(
         "--num_workers",
@@ -2640,6 +2692,7 @@ def run_program(parser, argv, model_class, run):
             if args.resume:
                 args, resumed = parse_resumed(parser, argv, args, model_class)
             args.device = join_processes(args.device)
+            allow_tf32(args.device)
             result = run(args, resumed)
         if args.json and process_rank() == 0:
             print(json.dumps(result))

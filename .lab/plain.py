@@ -123,11 +123,16 @@ class PlainNetwork(nn.Module):
 
     def classify_lstm(self, frames, lengths):
         """Classify frames by the BiLSTM: [B, T', C], [B] -> [B, T', V]."""
-        packed = rnn.pack_padded_sequence(
-            frames, lengths, batch_first=True, enforce_sorted=False
-        )
-        packed, _ = self.lstm(packed)
-        hidden, _ = rnn.pad_packed_sequence(packed, batch_first=True)
+        # Autocast would run the LSTM in half precision.
+        with torch.autocast(frames.device.type, enabled=False):
+            packed = rnn.pack_padded_sequence(
+                frames.to(self.feature_mean.dtype),
+                lengths,
+                batch_first=True,
+                enforce_sorted=False,
+            )
+            packed, _ = self.lstm(packed)
+            hidden, _ = rnn.pad_packed_sequence(packed, batch_first=True)
         return self.classifier(self.drop(hidden))
 
     def drop(self, values):

@@ -11,6 +11,7 @@ cannot be had, tests fail.
 """
 
 import contextlib
+import copy
 import csv
 import dataclasses
 import errno
@@ -45,7 +46,8 @@ from pathlib import Path
 from random import Random
 from unittest import mock
 
-os.environ["CUDA_VISIBLE_DEVICES"] = ""  # no test runs on a GPU by accident
+# No test runs on a GPU by accident: TEST_GPU=0 names the one that Device uses.
+os.environ["CUDA_VISIBLE_DEVICES"] = os.environ.get("TEST_GPU", "")
 
 import numpy as np
 import torch
@@ -62,6 +64,7 @@ import wer
 torch.set_num_threads(1)  # some tests run processes beside this one
 
 HERE = Path(teacher.__file__).resolve().parent
+DEVICE = "cuda" if os.environ["CUDA_VISIBLE_DEVICES"] else "cpu"
 HEADER = "id|folder|signer|annotation\n"  # of a corpus file
 SIZES = {"train": 6, "dev": 2, "test": 2}  # sentences of a small corpus
 
@@ -687,6 +690,7 @@ class Training(TeacherTestCase):
         values = {
             "clean_annotations": "phoenix",
             "dropout": "0.25",
+            "precision": "bfloat16",
             "device": "cpu",
             "temporal_stride": "8",
             "adapt_method": "spatial_mean",
@@ -861,6 +865,55 @@ class Training(TeacherTestCase):
         gradients = torch.cat([p.grad.flatten() for p in model.parameters()])
         norm = gradients.double().norm().item()
         self.assertAlmostEqual(norm, teacher.GRADIENT_CLIP_NORM, places=3)
+
+    def test_precision_holds_in_training_and_evaluation(self):
+        data = self.data()
+        sentences = data.splits["train"]
+        references = [sentence.glosses for sentence in sentences]
+        for name in teacher.PRECISIONS:
+            model, optimizer = self.model_and_optimizer(data, backbone_ctc=1.0)
+            loader = loader_of(data)
+            rates = [1e-3] * len(loader)
+            lstm = self.note_precision(model.lstm)
+            unit = self.note_precision(model.mixed_5c.b0)
+            logits = self.note_precision(model.classifier)
+
+            loss, _ = teacher.train_one_epoch(
+                model, loader, optimizer, rates, teacher.two_head_loss, name
+            )
+            calls_in_training = len(logits)
+            evaluation = teacher.evaluate(
+                model, loader, references, data.vocabulary, precision=name
+            )
+
+            with self.subTest(precision=name):
+                self.assertTrue(math.isfinite(loss) and math.isfinite(evaluation.loss))
+                self.assertGreater(len(logits), calls_in_training)
+                self.assertEqual(set(unit + logits), {getattr(torch, name)})
+                self.assertEqual(set(lstm), {torch.float32})
+                kept = {parameter.dtype for parameter in model.parameters()}
+                self.assertEqual(kept, {torch.float32})
+
+    def note_precision(self, module):
+        """Return a list that gets the precision of each output of a module."""
+        noted = []
+
+        def note(module, inputs, output):
+            if isinstance(output, tuple):  # of the LSTM: packed sequences, its state
+                output = output[0].data
+            noted.append(output.dtype)
+
+        module.register_forward_hook(note)
+        return noted
+
+    def test_bfloat16_learns_as_float32_does(self):
+        losses = {}
+        for name in teacher.PRECISIONS:
+            run = self.train("--precision", name)
+            losses[name] = [row["loss"] for row in run.rows]
+
+        self.assertNotEqual(losses["bfloat16"], losses["float32"])
+        np.testing.assert_allclose(losses["bfloat16"], losses["float32"], rtol=0.05)
 
     def test_learns_six_sentences_by_heart(self):
         data = self.data()
@@ -2340,6 +2393,17 @@ class Resuming(TeacherTestCase):
         self.assertIn("Fresh (not in the checkpoint): nothing", out)
         self.assertTrue((other / "last.pth").exists())
 
+    def test_resumed_run_keeps_its_precision(self):
+        run = self.train("--precision", "bfloat16", epochs=1)
+
+        other = self.resume_flags(run) + ["--precision", "float32"]
+        self.assert_refused(teacher.main, other, "--precision float32", "bfloat16")
+        status, _, err = self.program(teacher.main, *self.resume_flags(run))
+
+        self.assertEqual((status, err), (0, ""))
+        last = torch.load(run.folder / "last.pth", weights_only=True)
+        self.assertEqual(last["config"]["precision"], "bfloat16")
+
     def test_other_data_cannot_be_resumed(self):
         run = self.train()
         rewrite(self.corpus().rglob("train-0003.npy"), lambda array: array + 1)
@@ -2374,6 +2438,92 @@ class Resuming(TeacherTestCase):
 
 VOCABULARY = [teacher.BLANK] + teacher.BUILT_IN_GLOSSES
 FEATURE_DIM = 2 * teacher.HAND_FEATURES  # of the built-in corpus
+
+
+class Device(TeacherTestCase):
+    """teacher.py and distill.py on the CPU, or on the GPU that TEST_GPU names."""
+
+    # TF32, in which a GPU's LSTM computes, has 10 bits: an error of 5e-4 per product.
+    RELATIVE_ERROR = 1e-2
+
+    def setUp(self):
+        super().setUp()
+        before = torch.get_float32_matmul_precision()
+        self.addCleanup(torch.set_float32_matmul_precision, before)
+        torch.set_float32_matmul_precision("highest")
+
+    def loss_and_gradients(self, model, loss_function, batch):
+        """Return the loss and all gradients in one tensor, on the CPU in float64."""
+        model.train()
+        loss = loss_function(model, batch)
+        gradients = torch.autograd.grad(loss, list(model.parameters()))
+        flat = [gradient.flatten() for gradient in gradients]
+        return torch.cat([loss.detach()[None]] + flat).double().cpu()
+
+    def assert_near_float64(self, model, loss_function, batch):
+        """Assert that loss and gradients on DEVICE are near those in float64."""
+        exact = batch._replace(features=batch.features.double())
+        expected = self.loss_and_gradients(
+            copy.deepcopy(model).double(), loss_function, exact
+        )
+
+        found = self.loss_and_gradients(
+            model.to(DEVICE), loss_function, batch.to(DEVICE)
+        )
+
+        self.assertGreater(expected[1:].norm(), 0)
+        for part in (slice(0, 1), slice(1, None)):
+            error = (found[part] - expected[part]).norm() / expected[part].norm()
+            self.assertLess(error, self.RELATIVE_ERROR)
+
+    def test_teachers_gradients_are_near_those_in_float64(self):
+        data = self.data()
+        model, _ = self.model_and_optimizer(data, backbone_ctc=1.0)
+
+        for batch in loader_of(data):
+            model = copy.deepcopy(model).cpu()
+            self.assert_near_float64(model, teacher.two_head_loss, batch)
+
+    def test_students_gradients_are_near_those_in_float64(self):
+        data = self.data()
+        teacher_model, _ = self.model_and_optimizer(data)
+        student = teacher.make_model(distill.Student, data, distill.Config(channels=16))
+        teachers = {
+            torch.float64: copy.deepcopy(teacher_model).double().eval(),
+            torch.float32: teacher_model.to(DEVICE).eval(),
+        }
+
+        def loss_function(student, batch):
+            teacher_model = teachers[batch.features.dtype]
+            return distill.distillation_loss(student, batch, teacher_model, 0.7, 4.0)
+
+        with mock.patch.object(distill, "BLOCK_DROPOUT", 0):
+            student.dropout = 0
+            for batch in loader_of(data):
+                student = copy.deepcopy(student).cpu()
+                self.assert_near_float64(student, loss_function, batch)
+
+    def test_programs_run_in_every_precision(self):
+        for name in teacher.PRECISIONS:
+            flags = ["--device", DEVICE, "--num_workers", 0, "--precision", name]
+            with self.subTest(precision=name):
+                run = self.train(*flags)
+                best = run.folder / "best_i3d.pth"
+                row = min(run.rows, key=lambda row: (row["wer"], row["dev_loss"]))
+
+                evaluation = ["--evaluate", best, "--json"] + flags
+                _, out, err = self.program(teacher.main, *evaluation)
+                self.assertEqual(json.loads(out)["wer"], row["wer"], err)
+
+                resumed = ["--resume", "--output_dir", run.folder] + flags
+                self.assertEqual(self.program(teacher.main, *resumed)[0], 0)
+
+                distilling = ["--teacher_checkpoint", best, "--epochs", 1, "--json"]
+                places = ["--output_dir", self.folder / f"student {name}"]
+                status, _, err = self.program(
+                    distill.main, *distilling, *places, *flags
+                )
+                self.assertEqual(status, 0, err)
 
 
 def random_model(model_class, config):

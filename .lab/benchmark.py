@@ -8,7 +8,13 @@ A step is one of teacher.train_one_epoch: loss, backward pass, clipping, AdamW. 
 floor is the bare matrix products of the same step (each convolution, linear layer and
 LSTM, forward and, where something trains, backward; the student's depthwise
 convolutions are left out), timed in turn with it. Times are medians over --repeats of
-the mean of --steps: of CPU time on one CPU thread, else of wall time.
+the mean of --steps: of CPU time on one CPU thread, else of wall time. The peak memory
+is a GPU's in training, on the CPU the process's so far, with what the floor needs.
+
+"idle" is the share of a training step in which the GPU has nothing to do, because the
+host has not yet given it the next kernel: 1 - busy / step. "busy" is the time that
+kernels and copies cover in torch.profiler's trace, per step; "step" is the wall time
+without the profiler, which slows down the host.
 
 "waiting" is the time of an epoch over its time without what it waits for its loader,
 the first batch included. The reader sleeps --slow times as long per batch as a step
@@ -21,6 +27,7 @@ import argparse
 import dataclasses
 import functools
 import json
+import math
 import resource
 import statistics
 import sys
@@ -74,6 +81,7 @@ class Timing:
     threads: int
     steps: int = 5  # per time
     repeats: int = 5  # of which the median is taken
+    precision: str = teacher.PRECISION
 
 
 class Task(NamedTuple):
@@ -192,17 +200,15 @@ def find_products(networks, step):
 
 
 class Floor:
-    """Bare matrix products on random numbers."""
+    """Bare matrix products on random numbers, all of one precision."""
 
-    def __init__(self, products, device):
+    def __init__(self, products, timing):
         self.products = products
         self.operands = {}
+        dtype = getattr(torch, timing.precision)
+        draw = functools.partial(torch.randn, device=timing.device, dtype=dtype)
         for m, k, n, _ in products:
-            self.operands[m, k, n] = (
-                torch.randn(m, k, device=device),
-                torch.randn(k, n, device=device),
-                torch.randn(m, n, device=device),
-            )
+            self.operands[m, k, n] = (draw(m, k), draw(k, n), draw(m, n))
 
     def run(self):
         """Compute all products once."""
@@ -234,20 +240,21 @@ def median_seconds(functions, timing):
     return [statistics.median(values[1:]) for values in seconds]
 
 
-def train_steps(task, loader):
+def train_steps(task, loader, precision=teacher.PRECISION):
     """Train on a loader's batches as teacher.py does."""
     rates = [LEARNING_RATE] * len(loader)
     teacher.train_one_epoch(
-        task.model, loader, task.optimizer, rates, task.loss_function
+        task.model, loader, task.optimizer, rates, task.loss_function, precision
     )
 
 
 @torch.inference_mode()
-def evaluate_steps(model, batches):
+def evaluate_steps(model, batches, precision=teacher.PRECISION):
     """Run the model on batches in evaluation mode."""
     model.eval()
     for batch in batches:
-        model(batch.features, batch.lengths)
+        with teacher.in_precision(precision, batch.features.device):
+            model(batch.features, batch.lengths)
 
 
 def run_repeatedly(function, times):
@@ -256,11 +263,76 @@ def run_repeatedly(function, times):
         function()
 
 
+def covered_ms(spans):
+    """Return the milliseconds that spans (start, duration), in microseconds, cover."""
+    covered = 0.0
+    end = -math.inf
+    for start, duration in sorted(spans):
+        covered += max(0.0, start + duration - max(start, end))
+        end = max(end, start + duration)
+    return covered / 1000
+
+
+def gpu_spans(trace):
+    """Return (start, duration) in microseconds of what a GPU did in a Chrome trace."""
+    spans = []
+    for event in trace["traceEvents"]:
+        if event.get("cat") in ("kernel", "gpu_memcpy", "gpu_memset"):
+            spans.append((event["ts"], event["dur"]))
+    return spans
+
+
+def gpu_work(function, timing, step_ms):
+    """Find how long a GPU works for timing.steps steps, which function() runs.
+
+    Args:
+        function: without arguments.
+        timing: a Timing.
+        step_ms: the wall time of a step without the profiler.
+
+    Returns:
+        busy_ms and kernels per step, and the idle share, a dict; all are None on the
+        CPU, and where the profiler sees no kernels.
+    """
+    spans = []
+    if timing.device.startswith("cuda"):
+        activities = [torch.profiler.ProfilerActivity.CUDA]
+        with torch.profiler.profile(activities=activities) as profiler:
+            function()
+            torch.cuda.synchronize()
+        with tempfile.TemporaryDirectory() as folder:
+            path = Path(folder, "trace.json")
+            profiler.export_chrome_trace(str(path))
+            spans = gpu_spans(json.loads(path.read_text(errors="replace")))
+    if not spans:
+        return {"busy_ms": None, "kernels": None, "idle": None}
+    busy_ms = covered_ms(spans) / timing.steps
+    return {
+        "busy_ms": busy_ms,
+        "kernels": len(spans) / timing.steps,
+        "idle": 1 - busy_ms / step_ms,
+    }
+
+
+def peak_bytes(device, function):
+    """Return the largest memory that was used by the end of a function.
+
+    It is that of the GPU during the function, else that of the process so far.
+    """
+    on_gpu = device.startswith("cuda")
+    if on_gpu:
+        torch.cuda.reset_peak_memory_stats()
+    function()
+    if on_gpu:
+        return torch.cuda.max_memory_allocated()
+    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+
+
 def measure(sizes, timing, trained=freeze.LAYERS, kind="teacher"):
     """Time a training and an evaluation step beside their floors.
 
     Returns:
-        Milliseconds, ratios and frames per second, a dict.
+        Milliseconds, ratios, frames per second, bytes, idle share and kernels, a dict.
     """
     task = make_task(sizes, timing.device, kind)
     if kind == "teacher":
@@ -271,13 +343,16 @@ def measure(sizes, timing, trained=freeze.LAYERS, kind="teacher"):
     batches = [task.batch] * timing.steps
     one_evaluation = functools.partial(evaluate_steps, task.model, batches[:1])
     eval_products = find_products([task.model], one_evaluation)
-    train_floor = Floor(train_products, timing.device)
-    eval_floor = Floor(eval_products, timing.device)
+    train = functools.partial(train_steps, task, batches, timing.precision)
+    evaluate = functools.partial(evaluate_steps, task.model, batches, timing.precision)
+    train_peak = peak_bytes(timing.device, train)  # before the floor needs memory
+    train_floor = Floor(train_products, timing)
+    eval_floor = Floor(eval_products, timing)
     seconds = median_seconds(
         [
-            functools.partial(train_steps, task, batches),
+            train,
             functools.partial(run_repeatedly, train_floor.run, timing.steps),
-            functools.partial(evaluate_steps, task.model, batches),
+            evaluate,
             functools.partial(run_repeatedly, eval_floor.run, timing.steps),
         ],
         timing,
@@ -292,6 +367,8 @@ def measure(sizes, timing, trained=freeze.LAYERS, kind="teacher"):
         "eval_ms": eval_ms,
         "eval_ratio": eval_ms / eval_floor_ms,
         "frames_per_second": 1000 * sizes.batch * sizes.frames / train_ms,
+        "peak_bytes": train_peak,
+        **gpu_work(train, timing, train_ms),
     }
 
 
@@ -372,13 +449,13 @@ def waiting_share(task, loader):
     return statistics.median(shares)
 
 
-def measure_waiting(sizes, device, workers, epoch_steps, pause):
-    """Return workers -> reading time per batch and waiting, without and with workers.
+def measure_waiting(sizes, device, worker_counts, epoch_steps, pause):
+    """Return workers -> reading time per batch and waiting, a dict.
 
     Args:
         sizes: Sizes.
         device: to train on.
-        workers: processes that read ahead.
+        worker_counts: each a number of processes that read ahead.
         epoch_steps: batches per epoch.
         pause: seconds that the slow reader sleeps per sentence.
     """
@@ -389,7 +466,7 @@ def measure_waiting(sizes, device, workers, epoch_steps, pause):
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder, "a.npy")
         np.save(path, generator.standard_normal(shape, dtype=np.float32))
-        for count in (0, workers):
+        for count in worker_counts:
             load = functools.partial(
                 make_slow_loader, path, sizes, device, count, epoch_steps
             )
@@ -403,34 +480,34 @@ def measure_waiting(sizes, device, workers, epoch_steps, pause):
 # ------------------------------------------------------------ the program
 
 
-def peak_bytes(device):
-    """Return the largest memory that was used: of the GPU, else of the process."""
-    if device.startswith("cuda"):
-        return torch.cuda.max_memory_allocated()
-    return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-
-
 def print_head(sizes, timing, out):
     """Print what is measured and the table's head."""
     print(
-        f"{timing.device}, {timing.threads} threads, torch {torch.__version__}; "
+        f"{timing.device}, {timing.precision}, {timing.threads} threads, torch "
+        f"{torch.__version__}; "
         f"B {sizes.batch}, T {sizes.frames}, D {sizes.features}, V {sizes.classes}, "
         f"stride {sizes.stride}",
         file=out,
     )
     print(
         f"{'':<24}{'train ms':>10}{'floor ms':>10}{'ratio':>8}{'eval ms':>10}"
-        f"{'ratio':>8}{'frames/s':>10}",
+        f"{'ratio':>8}{'frames/s':>10}{'peak MB':>9}{'idle':>7}{'kernels':>9}",
         file=out,
     )
 
 
 def print_row(name, row, out):
     """Print a row of the table."""
+    idle = "-"
+    kernels = "-"
+    if row["idle"] is not None:
+        idle = f"{row['idle']:.0%}"
+        kernels = f"{row['kernels']:.0f}"
     print(
         f"{name:<24}{row['train_ms']:>10.1f}{row['floor_ms']:>10.1f}"
         f"{row['train_ratio']:>8.2f}{row['eval_ms']:>10.1f}{row['eval_ratio']:>8.2f}"
-        f"{row['frames_per_second']:>10.0f}",
+        f"{row['frames_per_second']:>10.0f}{row['peak_bytes'] / 1e6:>9.0f}"
+        f"{idle:>7}{kernels:>9}",
         file=out,
         flush=True,
     )
@@ -446,6 +523,9 @@ def make_parser():
     )
     parser.add_argument("--device", default=timing.device)
     parser.add_argument("--threads", type=int, default=timing.threads)
+    parser.add_argument(
+        "--precision", choices=teacher.PRECISIONS, default=timing.precision
+    )
     for setting in dataclasses.fields(Sizes):
         default = getattr(sizes, setting.name)
         parser.add_argument(f"--{setting.name}", type=int, default=default)
@@ -484,8 +564,9 @@ def main():
     """Measure what the flags ask for."""
     args = make_parser().parse_args()
     torch.set_num_threads(args.threads)
+    teacher.allow_tf32(args.device)
     sizes = Sizes(args.batch, args.frames, args.features, args.classes, args.stride)
-    timing = Timing(args.device, args.threads, args.steps, args.repeats)
+    timing = Timing(args.device, args.threads, args.steps, args.repeats, args.precision)
     out = sys.stderr if args.json else sys.stdout
     print_head(sizes, timing, out)
     rows = measure_networks(sizes, timing, args.growth, out)
@@ -493,7 +574,7 @@ def main():
     if not args.no_data:
         pause = args.slow * rows["all layers"]["train_ms"] / 1000 / sizes.batch
         result["data"] = measure_waiting(
-            sizes, args.device, args.num_workers, args.epoch_steps, pause
+            sizes, args.device, (0, args.num_workers), args.epoch_steps, pause
         )
         for workers, row in result["data"].items():
             print(
@@ -502,8 +583,6 @@ def main():
                 f"{row['waiting']:.2f}",
                 file=out,
             )
-    result["peak_bytes"] = peak_bytes(args.device)
-    print(f"peak memory {result['peak_bytes'] / 1e6:.0f} MB", file=out)
     if args.json:
         print(json.dumps(result))
 

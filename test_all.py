@@ -6015,6 +6015,54 @@ class Lab(FolderTestCase):
         missing = self.script("boston104.py", self.folder / "none", out)
         self.assert_error(missing, "none/data/hands_condensed.csv", "No such file")
 
+    def test_other_ways_to_read_neighbours_agree(self):
+        gpu = lab_module("gpu")
+        lengths = torch.tensor([27, 1, 40, 14])
+        features = torch.randn(4, 40, 6, dtype=torch.float64)
+        for stride in teacher.STRIDES:
+            model = teacher.I3DTeacher(6, 5, stride, 8).double()
+            parameters = [model.stem.conv_1a.conv.weight, model.mixed_5c.b1b.bn.bias]
+            expected_frames, expected_lengths = model.backbone(features, lengths)
+            weights = torch.randn_like(expected_frames)
+            expected = torch.autograd.grad(
+                (expected_frames * weights).sum(), parameters
+            )
+            for way in gpu.WAYS:
+                with self.subTest(stride=stride, way=way):
+                    with gpu.way_of_reading(way):
+                        frames, found_lengths = model.backbone(features, lengths)
+                        found = torch.autograd.grad(
+                            (frames * weights).sum(), parameters
+                        )
+
+                    self.assertTrue(torch.equal(found_lengths, expected_lengths))
+                    torch.testing.assert_close(frames, expected_frames)
+                    torch.testing.assert_close(found, expected)
+
+    def test_time_of_overlapping_kernels_counts_once(self):
+        benchmark = lab_module("benchmark")
+        kernels = [(10, 5), (12, 1), (14, 6), (30, 2)]  # microseconds 10-20 and 30-32
+        events = [{"cat": "kernel", "ts": ts, "dur": dur} for ts, dur in kernels]
+        host = {"cat": "cuda_runtime", "ts": 0, "dur": 1000}
+
+        spans = benchmark.gpu_spans({"traceEvents": events + [host, {"ph": "M"}]})
+
+        self.assertAlmostEqual(benchmark.covered_ms(spans), 0.012)
+
+    def test_gpu_script_writes_text_and_json(self):
+        out = self.folder / "out"
+        flags = ["--device", "cpu", "--parts", "machine"]
+
+        done = self.script("gpu.py", out, *flags)
+
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        found = json.loads((out / "gpu.json").read_text())
+        self.assertEqual(found["machine"]["torch"], torch.__version__)
+        self.assertEqual(found["parts"]["machine"]["ending"], "done")
+        text = (out / "gpu.txt").read_text()
+        self.assertEqual(text, done.stdout)
+        self.assertIn(f"torch: {torch.__version__}\n", text)
+
     def test_crossvalidation_starts_folds_from_their_own_weights(self):
         crossvalidate = lab_module("crossvalidate")
         fold = self.corpus("fold3")

@@ -3,13 +3,14 @@
     $ .lab/gpu.sh OUT                       # at most 4 minutes
     $ .lab/gpu.sh OUT --limit 480           # at most 8: nothing is cut but what hangs
     $ .lab/gpu.sh OUT --parts machine gather
-    $ .lab/gpu.sh OUT --device cpu --limit 400 --batches 2 --steps 1 --repeats 1 \
-          --epochs 4 --epoch_steps 3        # some 5 minutes on two cores
+    $ .lab/gpu.sh OUT --device cpu --limit 600 --patience 4 --batches 2 --steps 1 \
+          --repeats 1 --epochs 4 --epoch_steps 3     # some 5 minutes on two cores
 
 It needs python3 with torch and numpy, and no network. The parts run one after another,
 each as a process with a limit in seconds, the most important ones first. What they find
-is written as it comes: OUT/gpu.txt for people, OUT/gpu.json for programs. A part that
-fails or reaches its limit leaves what it has found, and the next one begins.
+is written as it comes: OUT/gpu.txt for people, OUT/gpu.json for programs; a second run
+adds to them. A part that fails or reaches its limit leaves what it has found, and the
+next one begins.
 
     machine   versions, card, processor
     tests     the suite's tests that take a device
@@ -148,6 +149,7 @@ def run_tests(args, record):
     with start(arguments, TEST_GPU=gpu) as process:
         lines = print_lines(process.stdout)
     record.add(status=process.returncode, output=lines)
+    sys.exit(process.returncode)
 
 
 def print_lines(stream):
@@ -618,6 +620,9 @@ def make_parser():
     parser.add_argument("--device", choices=teacher.device_names(), default="cuda")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
     parser.add_argument("--limit", type=int, default=240, help="seconds of all parts")
+    parser.add_argument(
+        "--patience", type=float, default=1.0, help="factor of each part's own limit"
+    )
     parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 64])
     parser.add_argument("--frames", type=int, default=140, help="T")
     parser.add_argument("--features", type=int, default=1662, help="D")
@@ -677,14 +682,14 @@ def main():
         return
     Path(args.out).mkdir(parents=True, exist_ok=True)
     deadline = time.perf_counter() + args.limit
-    with open(Path(args.out, "gpu.txt"), "w", encoding="utf-8") as log:
+    with open(Path(args.out, "gpu.txt"), "a", encoding="utf-8") as log:
         for name in args.parts:
             left = int(deadline - time.perf_counter())
             if left <= 0:
                 say(f"\n== {name}: not begun, the {args.limit} s are over", log)
                 continue
             _, seconds = PARTS[name]
-            run_part(name, min(seconds, left), args.out, log)
+            run_part(name, min(round(args.patience * seconds), left), args.out, log)
 
 
 if __name__ == "__main__":

@@ -4361,6 +4361,19 @@ class Distillation(FolderTestCase):
         last_path = Path(config.output_dir, "last.pth")
         return teacher.load_model(last_path, distill.Student)
 
+    def test_precision_is_that_of_teacher_and_student(self):
+        kd_loss = distill.kd_loss
+        for name in teacher.PRECISIONS:
+            config = self.student_config(epochs=1, precision=name)
+
+            with mock.patch.object(distill, "kd_loss", side_effect=kd_loss) as noted:
+                self.train_student(config)
+
+            student_logits, teacher_logits, _, _ = noted.call_args.args
+            with self.subTest(precision=name):
+                self.assertEqual(student_logits.dtype, getattr(torch, name))
+                self.assertEqual(teacher_logits.dtype, getattr(torch, name))
+
     def test_student_learns_the_teachers_answers_from_kd_alone(self):
         config = self.student_config(alpha=1.0, temperature=2.0, epochs=120)
         before = copy_of_state(self.teacher)

@@ -6076,6 +6076,11 @@ class Lab(FolderTestCase):
         self.assertEqual(text, done.stdout)
         self.assertIn(f"torch: {torch.__version__}\n", text)
 
+    def test_gpu_script_without_a_gpu_says_so(self):
+        done = self.script("gpu.py", self.folder / "out")
+
+        self.assert_error(done, "gpu.py: --device cuda", "finds no GPU")
+
     def test_crossvalidation_starts_folds_from_their_own_weights(self):
         crossvalidate = lab_module("crossvalidate")
         fold = self.corpus("fold3")

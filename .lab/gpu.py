@@ -48,6 +48,7 @@ import torch
 from torch.nn import functional as F
 
 import adapt
+import freeze
 import teacher
 
 MAIN_FLAGS = ["--pretrained_weights", adapt.KINETICS, "--progressive_unfreeze"]
@@ -610,7 +611,8 @@ PARTS = {  # the most important ones first: function, and its limit in seconds
 
 def make_parser():
     """Return the parser of the script's flags."""
-    parser = argparse.ArgumentParser(
+    parser = freeze.OneLineParser(
+        "gpu.py",
         description=__doc__.split("\n")[0],
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
@@ -675,7 +677,13 @@ def say(line, log):
 
 def main():
     """Run all parts that are asked for, or, in such a part's process, the part."""
-    args = make_parser().parse_args()
+    parser = make_parser()
+    args = parser.parse_args()
+    if args.device not in teacher.device_names():  # such as the default
+        parser.error(
+            f"--device {args.device}: torch {torch.__version__} finds no GPU, expected "
+            f"one; --device cpu tries the script"
+        )
     if args.part is not None:
         run, _ = PARTS[args.part]
         run(args, Record(args.out, args.part))

@@ -73,6 +73,8 @@ STRIDES = (2, 4, 8)  # temporal strides that the network can have; 8 is I3D's ow
 
 TEMPORAL_STRIDE = 4  # frames per output frame
 HIDDEN_SIZE = 256  # LSTM units per direction
+SHORTCUT_KERNEL = 5  # frames that a unit of Shortcut reads
+SHORTCUT_CHANNELS = 512  # of Shortcut
 DROPOUT = 0.5  # share of values dropped in front of the LSTM and of the classifier
 FEATURE_CLIP_STD = 1e4  # features are clamped to so many standard deviations
 
@@ -217,22 +219,187 @@ class Inception(nn.Module):
         return torch.cat((branch0, branch1, branch2, branch3), dim=1)
 
 
-class Classifier(nn.Linear):
-    """The LSTM's output -> logits: [..., 2 * hidden] -> [..., V].
+class Shortcut(nn.Module):
+    """Convolutions over time from features to frames: [N, D], [B] -> [N', C], [B].
 
-    With backbone_channels it holds a projection [..., 1024] -> [..., 2 * hidden], which
-    I3DTeacher.both_heads applies. The projection belongs to this layer because the
+    This is the field's usual temporal module (VAC: Min et al. 2021, arXiv 2104.02330,
+    section 3.1): units of SHORTCUT_KERNEL frames, each followed by a max-pooling of 2.
+
+    Args:
+        feature_dim: D.
+        channels: C.
+        temporal_stride: frames per output frame; at 2 the second unit has no pooling.
+    """
+
+    def __init__(self, feature_dim, channels, temporal_stride):
+        super().__init__()
+        self.poolings = int(math.log2(temporal_stride))
+        units = [Unit(feature_dim, channels, SHORTCUT_KERNEL)]
+        while len(units) < max(2, self.poolings):
+            units.append(Unit(channels, channels, SHORTCUT_KERNEL))
+        self.units = nn.ModuleList(units)
+
+    def forward(self, rows, lengths):
+        """Apply the units; lengths [B] are the rows of each sentence, on the CPU."""
+        for number, unit in enumerate(self.units):
+            window, _ = neighbours(
+                lengths, SHORTCUT_KERNEL, left=SHORTCUT_KERNEL // 2, device=rows.device
+            )
+            rows = unit(rows, window)
+            if number < self.poolings:
+                pair, lengths = neighbours(
+                    lengths, 2, left=0, stride=2, device=rows.device
+                )
+                rows = max_pool(rows, pair)
+        return rows, lengths
+
+
+class Recurrent(nn.LSTM):
+    """The BiLSTM over frames; it holds the Shortcut, if there is one.
+
+    Shortcut, here, and projection, in Classifier, belong to these layers because the
     network's children are those of freeze.LAYERS.
     """
 
-    def __init__(self, inputs, num_classes, backbone_channels=None):
+    def __init__(self, inputs, hidden_size, shortcut=None):
+        super().__init__(inputs, hidden_size, bidirectional=True)
+        self.shortcut = shortcut
+
+
+class Classifier(nn.Linear):
+    """The LSTM's output -> logits: [..., 2 * hidden] -> [..., V].
+
+    With frame_channels it holds a projection [..., frame_channels] ->
+    [..., 2 * hidden], which Recogniser.both_heads applies.
+    """
+
+    def __init__(self, inputs, num_classes, frame_channels=None):
         super().__init__(inputs, num_classes)
         self.projection = None
-        if backbone_channels is not None:
-            self.projection = nn.Linear(backbone_channels, inputs)
+        if frame_channels is not None:
+            self.projection = nn.Linear(frame_channels, inputs)
 
 
-class I3DTeacher(nn.Module):
+class Recogniser(nn.Module):
+    """Standardised features, frames, BiLSTM, classifier: what teacher.train can train.
+
+    A network derives from it: it defines `kind`, `options`, `frames_of` and the layers
+    `lstm` and `classifier`, a Classifier.
+
+    Args:
+        feature_dim: D.
+        dropout: share of values dropped in front of the LSTM and of the classifier.
+        backbone_ctc: weight of the second head's loss in training; 0: no second head.
+        centre_sentences: see standardise.
+    """
+
+    def __init__(self, feature_dim, dropout, backbone_ctc, centre_sentences):
+        super().__init__()
+        self.dropout = dropout
+        self.backbone_ctc = backbone_ctc
+        self.centre_sentences = centre_sentences
+        # With these values features are taken as they are; make_model sets the data's.
+        self.register_buffer("feature_mean", torch.zeros(feature_dim))
+        self.register_buffer("feature_std", torch.ones(feature_dim))
+
+    def frames_of(self, rows, lengths):
+        """Turn standardised features into frames: [N, D], [B] -> [N', C], lengths' [B].
+
+        The rows are those of all sentences of a batch, without padding.
+        """
+        raise NotImplementedError
+
+    def forward(self, features, lengths):
+        """Recognise sentences.
+
+        Args:
+            features: [B, T, D].
+            lengths: [B] frames per sentence, 1 to T.
+
+        Returns:
+            logits [B, T', V], meaningless past a sentence's end, and lengths' [B].
+        """
+        frames, lengths = self.encode(features, lengths)
+        frames = F.dropout(frames, self.dropout, self.training)
+        return self.recurrent_head(frames, lengths), lengths
+
+    def both_heads(self, features, lengths):
+        """Recognise sentences also without the LSTM, which serves training alone.
+
+        The second head is the same classifier on a projection of the frames in front of
+        the LSTM: its loss reaches backbone and shortcut directly (VAC, section 3.2).
+
+        Returns:
+            logits [B, T', V], the second head's logits [B, T', V], lengths' [B].
+        """
+        frames, lengths = self.encode(features, lengths)
+        frames = F.dropout(frames, self.dropout, self.training)
+        logits = self.recurrent_head(frames, lengths)
+        projected = self.classifier.projection(frames)
+        projected = F.dropout(projected, self.dropout, self.training)
+        return logits, self.classifier(projected), lengths
+
+    def recurrent_head(self, frames, lengths):
+        """Classify frames by the BiLSTM: [B, T', C], [B] -> logits [B, T', V]."""
+        # Autocast would run the LSTM in half precision.
+        with torch.autocast(frames.device.type, enabled=False):
+            packed = rnn.pack_padded_sequence(
+                frames.to(self.feature_mean.dtype),
+                lengths,
+                batch_first=True,
+                enforce_sorted=False,
+            )
+            packed, _ = self.lstm(packed)
+            hidden, _ = rnn.pad_packed_sequence(packed, batch_first=True)
+        hidden = F.dropout(hidden, self.dropout, self.training)  # [B, T', 2 * hidden]
+        return self.classifier(hidden)
+
+    def encode(self, features, lengths):
+        """Turn features into frames.
+
+        Args:
+            features: [B, T, D].
+            lengths: [B] frames per sentence, 1 to T.
+
+        Returns:
+            frames [B, T', C], zeros past a sentence's end, and lengths' [B].
+
+        Raises:
+            ValueError: shapes that do not fit each other or the network.
+        """
+        lengths = torch.as_tensor(lengths).cpu()
+        self.check_shapes(features, lengths)
+        features = standardise(
+            features,
+            lengths,
+            self.feature_mean,
+            self.feature_std,
+            self.centre_sentences,
+        )
+        pairs = zip(features, lengths.tolist(), strict=True)
+        rows = torch.cat([sentence[:length] for sentence, length in pairs])  # [N, D]
+        rows, lengths = self.frames_of(rows, lengths)
+        sentences = rows.split(lengths.tolist())
+        return rnn.pad_sequence(sentences, batch_first=True), lengths
+
+    def check_shapes(self, features, lengths):
+        """Raise ValueError unless features are [B, T, D], and lengths [B] 1 to T."""
+        feature_dim = len(self.feature_mean)
+        fits = (
+            features.dim() == 3
+            and features.shape[2] == feature_dim
+            and lengths.shape == features.shape[:1]
+            and lengths.min() >= 1
+            and lengths.max() <= features.shape[1]
+        )
+        if not fits:
+            raise ValueError(
+                f"features of shape {list(features.shape)}, lengths "
+                f"{lengths.tolist()}, expected [B, T, {feature_dim}], B lengths 1 to T"
+            )
+
+
+class I3DTeacher(Recogniser):
     """I3D over time, BiLSTM, classifier; its children are freeze.LAYERS in this order.
 
     At a temporal stride of 4 the last pooling, at 2 both keep their window, but no
@@ -248,6 +415,8 @@ class I3DTeacher(nn.Module):
         dropout: share of values dropped in front of the LSTM and of the classifier.
         backbone_ctc: weight of the second head's loss in training; 0: no second head.
         centre_sentences: see standardise.
+        shortcut_channels: of the Shortcut around the backbone, whose frames are put
+            beside the backbone's; 0: none.
 
     Raises:
         ValueError: another temporal stride.
@@ -261,6 +430,7 @@ class I3DTeacher(nn.Module):
         "dropout",
         "backbone_ctc",
         "centre_sentences",
+        "shortcut_channels",
     )
 
     def __init__(
@@ -272,100 +442,42 @@ class I3DTeacher(nn.Module):
         dropout=DROPOUT,
         backbone_ctc=0.0,
         centre_sentences=False,
+        shortcut_channels=0,
     ):
-        super().__init__()
+        super().__init__(feature_dim, dropout, backbone_ctc, centre_sentences)
         if temporal_stride not in STRIDES:
             raise ValueError(
                 f"temporal_stride {temporal_stride}, expected one of {STRIDES}"
             )
         self.temporal_stride = temporal_stride
-        self.dropout = dropout
-        self.backbone_ctc = backbone_ctc
-        self.centre_sentences = centre_sentences
-        # With these values features are taken as they are; make_model sets the data's.
-        self.register_buffer("feature_mean", torch.zeros(feature_dim))
-        self.register_buffer("feature_std", torch.ones(feature_dim))
         self.stem = Stem(feature_dim)
         channels = STEM_CHANNELS[-1]
         for name, branches in BRANCHES.items():
             block = Inception(channels, *branches)
             self.add_module(name, block)
             channels = block.channels
-        self.lstm = nn.LSTM(channels, hidden_size, bidirectional=True)
-        projected_channels = channels if backbone_ctc > 0 else None
-        self.classifier = Classifier(2 * hidden_size, num_classes, projected_channels)
+        shortcut = None
+        if shortcut_channels > 0:
+            shortcut = Shortcut(feature_dim, shortcut_channels, temporal_stride)
+            channels += shortcut_channels
+        self.lstm = Recurrent(channels, hidden_size, shortcut)
+        frame_channels = channels if backbone_ctc > 0 else None
+        self.classifier = Classifier(2 * hidden_size, num_classes, frame_channels)
 
-    def forward(self, features, lengths):
-        """Recognise sentences.
+    def frames_of(self, rows, lengths):
+        """Apply I3D and the shortcut: [N, D], [B] -> [N', C], lengths' [B].
 
-        Args:
-            features: [B, T, D].
-            lengths: [B] frames per sentence, 1 to T.
-
-        Returns:
-            logits [B, T', V], meaningless past a sentence's end, and lengths' [B].
+        C is 1024 + shortcut_channels.
         """
-        frames, lengths = self.backbone(features, lengths)
-        frames = F.dropout(frames, self.dropout, self.training)
-        return self.recurrent_head(frames, lengths), lengths
+        frames, output_lengths = self.backbone(rows, lengths)
+        if self.lstm.shortcut is not None:
+            shortcut_frames, _ = self.lstm.shortcut(rows, lengths)
+            frames = torch.cat((frames, shortcut_frames), dim=1)
+        return frames, output_lengths
 
-    def both_heads(self, features, lengths):
-        """Recognise sentences also without the LSTM, which serves training alone.
-
-        The second head is the same classifier on a projection of the backbone's frames:
-        its loss reaches the backbone directly (VAC: Min et al. 2021, arXiv 2104.02330,
-        section 3.2).
-
-        Returns:
-            logits [B, T', V], the second head's logits [B, T', V], lengths' [B].
-        """
-        frames, lengths = self.backbone(features, lengths)
-        frames = F.dropout(frames, self.dropout, self.training)
-        logits = self.recurrent_head(frames, lengths)
-        projected = self.classifier.projection(frames)
-        projected = F.dropout(projected, self.dropout, self.training)
-        return logits, self.classifier(projected), lengths
-
-    def recurrent_head(self, frames, lengths):
-        """Classify frames by the BiLSTM: [B, T', 1024], [B] -> logits [B, T', V]."""
-        # Autocast would run the LSTM in half precision.
-        with torch.autocast(frames.device.type, enabled=False):
-            packed = rnn.pack_padded_sequence(
-                frames.to(self.feature_mean.dtype),
-                lengths,
-                batch_first=True,
-                enforce_sorted=False,
-            )
-            packed, _ = self.lstm(packed)
-            hidden, _ = rnn.pad_packed_sequence(packed, batch_first=True)
-        hidden = F.dropout(hidden, self.dropout, self.training)  # [B, T', 2 * hidden]
-        return self.classifier(hidden)
-
-    def backbone(self, features, lengths):
-        """Apply I3D alone, from the stem to mixed_5c.
-
-        Args:
-            features: [B, T, D].
-            lengths: [B] frames per sentence, 1 to T.
-
-        Returns:
-            frames [B, T', 1024], zeros past a sentence's end, and lengths' [B].
-
-        Raises:
-            ValueError: shapes that do not fit each other or the network.
-        """
-        lengths = torch.as_tensor(lengths).cpu()
-        self.check_shapes(features, lengths)
-        find_neighbours = functools.partial(neighbours, device=features.device)
-        features = standardise(
-            features,
-            lengths,
-            self.feature_mean,
-            self.feature_std,
-            self.centre_sentences,
-        )
-        pairs = zip(features, lengths.tolist(), strict=True)
-        rows = torch.cat([sentence[:length] for sentence, length in pairs])  # [N, D]
+    def backbone(self, rows, lengths):
+        """Apply I3D, stem to mixed_5c: [N, D], [B] -> [N', 1024], lengths' [B]."""
+        find_neighbours = functools.partial(neighbours, device=rows.device)
         # left = (kernel - stride) // 2 is TensorFlow's padding; a pooling whose stride
         # became 1 keeps the window that it has at stride 2.
         window7, lengths = find_neighbours(lengths, 7, left=2, stride=2)
@@ -377,8 +489,7 @@ class I3DTeacher(nn.Module):
                 rows, lengths, dilation = self.pool(name, rows, lengths, dilation)
                 window3, _ = find_neighbours(lengths, 3, left=1, dilation=dilation)
             rows = self.get_submodule(name)(rows, window3)
-        sentences = rows.split(lengths.tolist())
-        return rnn.pad_sequence(sentences, batch_first=True), lengths
+        return rows, lengths
 
     def pool(self, name, rows, lengths, dilation):
         """Apply the max-pooling in front of a block.
@@ -400,22 +511,6 @@ class I3DTeacher(nn.Module):
             lengths, kernel, left, stride, dilation, rows.device
         )
         return max_pool(rows, window), lengths, dilation if halves else 2 * dilation
-
-    def check_shapes(self, features, lengths):
-        """Raise ValueError unless features are [B, T, D], and lengths [B] 1 to T."""
-        feature_dim = len(self.feature_mean)
-        fits = (
-            features.dim() == 3
-            and features.shape[2] == feature_dim
-            and lengths.shape == features.shape[:1]
-            and lengths.min() >= 1
-            and lengths.max() <= features.shape[1]
-        )
-        if not fits:
-            raise ValueError(
-                f"features of shape {list(features.shape)}, lengths "
-                f"{lengths.tolist()}, expected [B, T, {feature_dim}], B lengths 1 to T"
-            )
 
 
 # ------------------------------------------------------------ training
@@ -667,6 +762,7 @@ class Config(TrainingConfig):
 
     hidden_size: int = HIDDEN_SIZE  # LSTM units per direction
     backbone_ctc: float = BACKBONE_CTC  # weight of the second head's loss; 0: none
+    shortcut_channels: int = SHORTCUT_CHANNELS  # around the backbone; 0: none
     pretrained_weights: str | None = None  # file or adapt.KINETICS; None: random
     adapt_method: str = adapt.METHOD  # how 3D kernels become 1D
     freeze_backbone: bool = False  # freeze stem to mixed_5c
@@ -2592,6 +2688,11 @@ def add_network_flags(parser):
         "--hidden_size",
         type=number(int, 1, 10**4),
         help="LSTM units per direction",
+    )
+    group.add_argument(
+        "--shortcut_channels",
+        type=number(int, 0, 10**4),
+        help="of convolutions around the backbone; 0: none",
     )
     group.add_argument(
         "--backbone_ctc",

@@ -363,10 +363,10 @@ class Network(TeacherTestCase):
             features = torch.randn(1, length, 5)
             lengths = torch.tensor([length])
 
-            coarse, _ = models[8].backbone(features, lengths)
+            coarse, _ = models[8].encode(features, lengths)
 
             for stride in (4, 2):
-                fine, _ = models[stride].backbone(features, lengths)
+                fine, _ = models[stride].encode(features, lengths)
                 on_grid = fine[:, :: 8 // stride]
                 error = (on_grid - coarse).norm() / coarse.norm()
                 self.assertLess(error, 1e-5, (length, stride))
@@ -400,13 +400,16 @@ class Network(TeacherTestCase):
         for model_class in (teacher.I3DTeacher, distill.Student):
             for centre in (True, False):
                 model = model_class(8, 11, centre_sentences=centre).eval()
+                for module in model.modules():
+                    if isinstance(module, nn.BatchNorm1d):
+                        module.train()  # else random layers let little through
 
                 logits, output_lengths = model(features, lengths)
                 moved_logits, _ = model(features + places, lengths)
 
                 inside = teacher.frame_mask(output_lengths, logits.shape[1])
                 difference = (moved_logits - logits)[inside].abs().max().item()
-                self.assertEqual(difference < 1e-5, centre, model.kind)
+                self.assertEqual(difference < 1e-4, centre, model.kind)
 
     def test_standardised_features_are_those_of_float64_loops(self):
         features = 5 + 3 * torch.randn(2, 7, 3)
@@ -585,7 +588,7 @@ class Network(TeacherTestCase):
         loss = teacher.two_head_loss(model, batch)
 
         first, lengths = model(batch.features, batch.lengths)
-        frames, _ = model.backbone(batch.features, batch.lengths)
+        frames, _ = model.encode(batch.features, batch.lengths)
         classifier = model.classifier
         projection = classifier.projection
         projected = frames @ projection.weight.T + projection.bias
@@ -3344,7 +3347,7 @@ class Adaptation(FolderTestCase):
 
         report = adapt.load_pretrained(model, source, method)
         with torch.no_grad():
-            found, lengths = model.backbone(clips, torch.tensor([32, 16]))
+            found, lengths = model.encode(clips, torch.tensor([32, 16]))
             long = i3d_backbone(weights, clips[0])
             short = i3d_backbone(weights, clips[1, :16])
 
@@ -6035,7 +6038,7 @@ class Lab(FolderTestCase):
         for stride in teacher.STRIDES:
             model = teacher.I3DTeacher(6, 5, stride, 8).double()
             parameters = [model.stem.conv_1a.conv.weight, model.mixed_5c.b1b.bn.bias]
-            expected_frames, expected_lengths = model.backbone(features, lengths)
+            expected_frames, expected_lengths = model.encode(features, lengths)
             weights = torch.randn_like(expected_frames)
             expected = torch.autograd.grad(
                 (expected_frames * weights).sum(), parameters
@@ -6043,7 +6046,7 @@ class Lab(FolderTestCase):
             for way in gpu.WAYS:
                 with self.subTest(stride=stride, way=way):
                     with gpu.way_of_reading(way):
-                        frames, found_lengths = model.backbone(features, lengths)
+                        frames, found_lengths = model.encode(features, lengths)
                         found = torch.autograd.grad(
                             (frames * weights).sum(), parameters
                         )

@@ -542,7 +542,7 @@ def compare_backbone(args, model, batch, timing):
     features = torch.randn(shape, device=args.device)
 
     def forward():
-        frames, _ = model.backbone(features, lengths)
+        frames, _ = model.encode(features, lengths)
         return frames
 
     def make_forward():

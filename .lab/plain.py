@@ -21,42 +21,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import lab  # noqa: F401, the project's folder is on the path from here on
-import torch
 from torch import nn
-from torch.nn import functional as F
-from torch.nn.utils import rnn
 
-import distill
 import freeze
 import teacher
 
 CHANNELS = 512
-KERNEL = 5  # frames that a convolution reads
-POOLING = 2  # frames per output frame of a layer
-STRIDE = POOLING * POOLING  # frames per output frame of the network
+STRIDE = 4  # frames per output frame: two poolings of 2
 
 # ------------------------------------------------------------ the network
 
 
-class Layer(nn.Module):
-    """Convolution over time, BatchNorm, ReLU, max-pooling: [B, T, C] -> [B, T', C']."""
-
-    def __init__(self, inputs, outputs):
-        super().__init__()
-        self.conv = nn.Conv1d(inputs, outputs, KERNEL, padding="same", bias=False)
-        self.norm = distill.BatchNorm(outputs)
-
-    def forward(self, frames, lengths):
-        """Apply the layer; return its frames and lengths' [B] = ceil(lengths / 2)."""
-        mask = teacher.frame_mask(lengths.to(frames.device), frames.shape[1])
-        frames = F.relu(self.norm(distill.convolve(self.conv, frames, mask), mask))
-        frames = frames * mask[:, :, None]  # zeros do not change a maximum after ReLU
-        pooled = F.max_pool1d(frames.transpose(1, 2), POOLING, ceil_mode=True)
-        return pooled.transpose(1, 2), -(-lengths // POOLING)
-
-
-class PlainNetwork(nn.Module):
-    """Two layers of convolution and pooling, a BiLSTM of two layers, a classifier.
+class PlainNetwork(teacher.Recogniser):
+    """Two convolutions with poolings, a BiLSTM of two layers, a classifier.
 
     Args:
         feature_dim: D.
@@ -80,64 +57,19 @@ class PlainNetwork(nn.Module):
         backbone_ctc,
         centre_sentences,
     ):
-        super().__init__()
-        self.dropout = dropout
-        self.backbone_ctc = backbone_ctc
-        self.centre_sentences = centre_sentences
-        self.register_buffer("feature_mean", torch.zeros(feature_dim))
-        self.register_buffer("feature_std", torch.ones(feature_dim))
-        self.layer1 = Layer(feature_dim, CHANNELS)
-        self.layer2 = Layer(CHANNELS, CHANNELS)
+        super().__init__(feature_dim, dropout, backbone_ctc, centre_sentences)
+        self.convolutions = teacher.Shortcut(feature_dim, CHANNELS, STRIDE)
         self.lstm = nn.LSTM(
             CHANNELS, hidden_size, num_layers=2, dropout=dropout, bidirectional=True
         )
-        projected_channels = CHANNELS if backbone_ctc > 0 else None
+        frame_channels = CHANNELS if backbone_ctc > 0 else None
         self.classifier = teacher.Classifier(
-            2 * hidden_size, num_classes, projected_channels
+            2 * hidden_size, num_classes, frame_channels
         )
 
-    def forward(self, features, lengths):
-        """Recognise sentences: [B, T, D], [B] -> logits [B, T', V], lengths' [B]."""
-        frames, lengths = self.convolve(features, lengths)
-        return self.classify_lstm(frames, lengths), lengths
-
-    def both_heads(self, features, lengths):
-        """Return also the logits [B, T', V] of the frames without the LSTM, second."""
-        frames, lengths = self.convolve(features, lengths)
-        projected = self.drop(self.classifier.projection(frames))
-        logits = self.classify_lstm(frames, lengths)
-        return logits, self.classifier(projected), lengths
-
-    def convolve(self, features, lengths):
-        """Apply the convolutions: [B, T, D], [B] -> [B, T', C], lengths' [B]."""
-        frames = teacher.standardise(
-            features,
-            lengths,
-            self.feature_mean,
-            self.feature_std,
-            self.centre_sentences,
-        )
-        frames, lengths = self.layer1(frames, lengths)
-        frames, lengths = self.layer2(frames, lengths)
-        return self.drop(frames), lengths
-
-    def classify_lstm(self, frames, lengths):
-        """Classify frames by the BiLSTM: [B, T', C], [B] -> [B, T', V]."""
-        # Autocast would run the LSTM in half precision.
-        with torch.autocast(frames.device.type, enabled=False):
-            packed = rnn.pack_padded_sequence(
-                frames.to(self.feature_mean.dtype),
-                lengths,
-                batch_first=True,
-                enforce_sorted=False,
-            )
-            packed, _ = self.lstm(packed)
-            hidden, _ = rnn.pad_packed_sequence(packed, batch_first=True)
-        return self.classifier(self.drop(hidden))
-
-    def drop(self, values):
-        """Apply dropout in training."""
-        return F.dropout(values, self.dropout, self.training)
+    def frames_of(self, rows, lengths):
+        """Apply the convolutions: [N, D], [B] -> [N', C], lengths' [B]."""
+        return self.convolutions(rows, lengths)
 
 
 # ------------------------------------------------------------ training

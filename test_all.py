@@ -193,6 +193,8 @@ def small_config(**changes):
         "hidden_size": 8,
         "dropout": 0.0,
         "backbone_ctc": 0.0,
+        "temporal_stride": 4,
+        "shortcut_channels": 8,
         "device": "cpu",
         "num_workers": 0,
     }
@@ -240,6 +242,7 @@ class TeacherTestCase(FolderTestCase):
         """Train on the small corpus with the program; return a TrainedRun."""
         folder = self.folder / "run"
         small = ["--batch_size", 4, "--hidden_size", 8, "--device", "cpu"]
+        small += ["--temporal_stride", 4, "--shortcut_channels", 8]
         places = ["--data_dir", self.corpus(), "--output_dir", folder]
         arguments = places + small + ["--epochs", epochs] + list(flags)
         status, out, err = self.program(teacher.main, *arguments)
@@ -725,7 +728,6 @@ class Training(TeacherTestCase):
             data_dir=str(self.corpus()),
             output_dir=str(self.folder / "run"),
             epochs=1,
-            temporal_stride=4,
         )
 
         printed(teacher.train_teacher, config)
@@ -756,6 +758,8 @@ class Training(TeacherTestCase):
             epochs=2,
             batch_size=4,
             hidden_size=8,
+            temporal_stride=4,
+            shortcut_channels=8,
             device="cpu",
             num_workers=0,
         )
@@ -2782,7 +2786,7 @@ class SeveralProcesses(FolderTestCase):
         one = self.folder / "one"
         several = self.folder / "several"
         source = self.folder / "teacher.pth"
-        config = teacher.Config(data_dir=str(self.corpus(train=9)), hidden_size=8)
+        config = small_config(data_dir=str(self.corpus(train=9)))
         save_checkpoint(random_model(teacher.I3DTeacher, config), source, config)
         flags = ["--teacher_checkpoint", source, "--no_baseline", "--channels", 8]
         flags += ["--batch_size", 5, "--epochs", 2, "--dropout", 0, "--output_dir"]
@@ -4145,7 +4149,10 @@ class Distillation(FolderTestCase):
         super().setUp()
         self.data_dir = self.corpus()
         self.teacher_config = teacher.Config(
-            data_dir=str(self.data_dir), temporal_stride=8, hidden_size=8
+            data_dir=str(self.data_dir),
+            temporal_stride=8,
+            hidden_size=8,
+            shortcut_channels=0,
         )
         torch.manual_seed(2)  # with it the answers to all train sentences differ
         self.teacher = random_model(teacher.I3DTeacher, self.teacher_config)

@@ -2,6 +2,7 @@
 
     $ python distill.py                # from checkpoints/teacher/best_i3d.pth, its data
     $ python distill.py --teacher_checkpoint best_i3d.pth --export student.pt2
+    $ python distill.py --evaluate best_student.pth --export student.onnx
 
 The student learns from the glosses (CTC) and from the teacher's output for every frame
 (Hinton et al. 2015, arXiv 1503.02531, section 2). After it the baseline is trained: the
@@ -12,12 +13,16 @@ Axes as in teacher.py: B sentences, T frames, T' output frames (one per temporal
 frames), D features, C channels, V classes with the CTC blank as class 0.
 """
 
+import contextlib
 import dataclasses
 import functools
+import importlib.util
 import json
+import logging
 import math
 import os
 import sys
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -269,6 +274,9 @@ class Student(nn.Module):
 
 # ------------------------------------------------------------ export
 
+DESCRIPTION_NAME = "student.json"  # of a .pt2's extra file and of an .onnx's metadata
+ONNX_PACKAGE = "onnxscript"  # which torch.onnx needs; it brings the package onnx
+
 
 class AnyLength(nn.Module):
     """The student for torch.export, which takes sizes of 1 for constants.
@@ -293,29 +301,10 @@ class AnyLength(nn.Module):
         return logits[:, : -self.PADDED_FRAMES], lengths
 
 
-def export_student(checkpoint, path):
-    """Write a best_student.pth as a program of torch.export, which needs no project.
-
-    It takes raw features [B, T, D] float32 and lengths [B] int64 of any B and T, and
-    returns what Student.forward returns. Its extra file student.json holds vocabulary,
-    feature_dim and temporal_stride.
-
-    Args:
-        checkpoint: path of the student's checkpoint.
-        path: of the .pt2 file to write.
-
-    Returns:
-        {"checkpoint": ..., "export": ...}.
-    """
-    student, content = teacher.load_model(checkpoint, Student)
+def make_program(student):
+    """Return a student as a torch.export.ExportedProgram for any B and T."""
     student.requires_grad_(False)
-    feature_dim = len(student.feature_mean)
-    description = {
-        "vocabulary": content["vocabulary"],
-        "feature_dim": feature_dim,
-        "temporal_stride": student.temporal_stride,
-    }
-    example = (torch.randn(2, 40, feature_dim), torch.tensor([40, 25]))
+    example = (torch.randn(2, 40, len(student.feature_mean)), torch.tensor([40, 25]))
     batch = torch.export.Dim("batch")
     frames = torch.export.Dim("frames")
     program = torch.export.export(
@@ -323,13 +312,80 @@ def export_student(checkpoint, path):
         example,
         dynamic_shapes=({0: batch, 1: frames}, {0: batch}),
     )
+    for node in program.graph.nodes:  # a file for others holds no paths of this machine
+        node.meta.pop("stack_trace", None)
+    return program
 
-    def write(file):
-        extra_files = {"student.json": json.dumps(description)}
-        torch.export.save(program, file, extra_files=extra_files)
 
-    adapt.write_file(path, write)
-    print(f"{checkpoint} as a program of torch.export: {path}")
+def write_pt2(program, description, file):
+    """Write a program and its description, which is text, for torch.export.load."""
+    extra_files = {DESCRIPTION_NAME: description}
+    torch.export.save(program, file, extra_files=extra_files)
+
+
+def write_onnx(program, description, file):
+    """Write a program and its description, which is text, as an ONNX model."""
+    with without_log():
+        onnx_program = torch.onnx.export(
+            program,
+            dynamo=True,
+            verbose=False,
+            input_names=["features", "lengths"],
+            output_names=["logits", "output_lengths"],
+            # Names of the axes for those who read the file.
+            dynamic_shapes=({0: "batch", 1: "frames"}, {0: "batch"}),
+        )
+    model = onnx_program.model_proto
+    model.metadata_props.add(key=DESCRIPTION_NAME, value=description)
+    file.write(model.SerializeToString())
+
+
+@contextlib.contextmanager
+def without_log():
+    """Hide warnings, also those of packages that write them to Python's log.
+
+    torch.onnx logs which packages it would also know, such as torchvision.
+    """
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        logging.disable(logging.WARNING)
+        try:
+            yield
+        finally:
+            logging.disable(logging.NOTSET)
+
+
+# Suffix of a file -> what it is a program of, and the function that writes it.
+EXPORT_FORMATS = {
+    ".pt2": ("torch.export", write_pt2),
+    ".onnx": ("ONNX", write_onnx),
+}
+
+
+def export_student(checkpoint, path):
+    """Write a best_student.pth as a program that needs no file of this project.
+
+    It takes raw features [B, T, D] float32 and lengths [B] int64 of any B and T, and
+    returns what Student.forward returns. With it go vocabulary, feature_dim and
+    temporal_stride, as JSON by the name of student.json.
+
+    Args:
+        checkpoint: path of the student's checkpoint.
+        path: of the file to write, whose suffix is one of EXPORT_FORMATS.
+
+    Returns:
+        {"checkpoint": ..., "export": ...}.
+    """
+    student, content = teacher.load_model(checkpoint, Student)
+    description = {
+        "vocabulary": content["vocabulary"],
+        "feature_dim": len(student.feature_mean),
+        "temporal_stride": student.temporal_stride,
+    }
+    name, write = EXPORT_FORMATS[Path(path).suffix]
+    program = make_program(student)
+    adapt.write_file(path, functools.partial(write, program, json.dumps(description)))
+    print(f"{checkpoint} as a program of {name}: {path}")
     return {"checkpoint": str(checkpoint), "export": str(path)}
 
 
@@ -351,7 +407,7 @@ class Config(teacher.TrainingConfig):
     temperature: float = 4.0  # of teacher and student in kd_loss
     alpha: float = 0.7  # weight of kd_loss; CTC has 1 - alpha
     no_baseline: bool = False  # do not train the student without the teacher
-    export: str | None = None  # write the student as a .pt2 file
+    export: str | None = None  # write the student as a .pt2 or .onnx file
 
 
 def train_student(config, data, teacher_model, resumed=None):
@@ -587,7 +643,7 @@ def make_parser():
     group.add_argument(
         "--export",
         metavar="FILE",
-        help="write the student, or --evaluate's checkpoint, as a .pt2 file",
+        help="write the student, or --evaluate's checkpoint, as a .pt2 or .onnx file",
     )
     parser.set_defaults(**dataclasses.asdict(Config()))
     return parser
@@ -599,8 +655,13 @@ def refuse_export_path(path):
     This is found before the training, not after it.
     """
     path = Path(path)
-    if path.suffix != ".pt2" or path.is_dir():
-        raise ValueError(f"--export {path}: expected the name of a .pt2 file")
+    if path.suffix not in EXPORT_FORMATS or path.is_dir():
+        suffixes = " or ".join(EXPORT_FORMATS)
+        raise ValueError(f"--export {path}: expected the name of a {suffixes} file")
+    if path.suffix == ".onnx" and importlib.util.find_spec(ONNX_PACKAGE) is None:
+        raise ValueError(
+            f"--export {path}: an .onnx file needs: pip install {ONNX_PACKAGE}"
+        )
     teacher.refuse_unwritable(path.absolute().parent, f"--export {path}")
 
 

@@ -17,10 +17,12 @@ import dataclasses
 import errno
 import hashlib
 import importlib
+import importlib.util
 import inspect
 import io
 import itertools
 import json
+import logging
 import math
 import os
 import pickle
@@ -67,6 +69,16 @@ HERE = Path(teacher.__file__).resolve().parent
 DEVICE = "cuda" if os.environ["CUDA_VISIBLE_DEVICES"] else "cpu"
 HEADER = "id|folder|signer|annotation\n"  # of a corpus file
 SIZES = {"train": 6, "dev": 2, "test": 2}  # sentences of a small corpus
+
+
+def missing_packages(*names):
+    """Return the packages among these that are not installed, as text."""
+    missing = [name for name in names if importlib.util.find_spec(name) is None]
+    return " ".join(missing)
+
+
+MISSING_FOR_ONNX = missing_packages("onnxscript", "onnxruntime")
+with_onnx = unittest.skipIf(MISSING_FOR_ONNX, f"no package {MISSING_FOR_ONNX}")
 
 
 class FolderTestCase(unittest.TestCase):
@@ -4528,24 +4540,25 @@ class Distillation(FolderTestCase):
         self.assertGreater(len(glosses), 0)
         self.assertEqual(predicted["hypotheses"], {file: glosses})
 
-    def test_exported_program_equals_the_student(self):
+    def save_student(self, stride):
+        """Write a small student's checkpoint; return the student and the path."""
+        config = distill.Config(
+            channels=16, temporal_stride=stride, centre_sentences=stride == 4
+        )
+        student = distill.Student(
+            5, len(VOCABULARY), stride, channels=16, centre_sentences=stride == 4
+        )
+        # BatchNorm's statistics become other than those of a new layer.
+        student(torch.randn(2, 40, 5), torch.tensor([40, 25]))
         path = self.folder / "student.pth"
+        save_checkpoint(student.eval(), path, config)
+        return student, path
+
+    def test_exported_program_equals_the_student(self):
         exported_path = self.folder / "student.pt2"
         for stride in (2, 4, 8):
             with self.subTest(stride=stride):
-                config = distill.Config(
-                    channels=16, temporal_stride=stride, centre_sentences=stride == 4
-                )
-                student = distill.Student(
-                    5,
-                    len(VOCABULARY),
-                    stride,
-                    channels=16,
-                    centre_sentences=stride == 4,
-                )
-                # BatchNorm's statistics become other than those of a new layer.
-                student(torch.randn(2, 40, 5), torch.tensor([40, 25]))
-                save_checkpoint(student.eval(), path, config)
+                student, path = self.save_student(stride)
 
                 self.run_json(
                     distill.main, "--evaluate", path, "--export", exported_path
@@ -4561,6 +4574,94 @@ class Distillation(FolderTestCase):
                 self.assertEqual(json.loads(files["student.json"]), description)
                 self.assertFalse(any(p.requires_grad for p in program.parameters()))
                 self.assert_equal_answers(program.module(), student)
+
+    @with_onnx
+    def test_exported_onnx_equals_the_student(self):
+        import onnxruntime
+
+        exported_path = self.folder / "student.onnx"
+        for stride in (2, 8):  # 4 is test_onnx_export_prints_one_line's
+            with self.subTest(stride=stride):
+                student, path = self.save_student(stride)
+
+                self.run_json(
+                    distill.main, "--evaluate", path, "--export", exported_path
+                )
+
+                session = onnxruntime.InferenceSession(exported_path)
+                metadata = session.get_modelmeta().custom_metadata_map
+                description = {
+                    "vocabulary": VOCABULARY,
+                    "feature_dim": 5,
+                    "temporal_stride": stride,
+                }
+                self.assertEqual(json.loads(metadata["student.json"]), description)
+                self.assertNotIn(str(HERE).encode(), exported_path.read_bytes())
+                self.assert_equal_answers(self.answers_of(session), student)
+
+    def answers_of(self, session):
+        """Return a function that answers as a network does, by a session of ONNX."""
+
+        def answer(features, lengths):
+            inputs = {"features": features.numpy(), "lengths": lengths.numpy()}
+            return [torch.from_numpy(array) for array in session.run(None, inputs)]
+
+        return answer
+
+    @with_onnx
+    def test_onnx_export_prints_one_line(self):
+        import onnxruntime
+
+        student, path = self.save_student(4)
+        exported_path = self.folder / "student.onnx"
+
+        done = run_python(
+            [HERE / "distill.py", "--evaluate", path, "--export", exported_path]
+        )
+
+        line = f"{path} as a program of ONNX: {exported_path}\n"
+        self.assertEqual((done.returncode, done.stdout, done.stderr), (0, line, ""))
+        session = onnxruntime.InferenceSession(exported_path)
+        self.assert_equal_answers(self.answers_of(session), student)
+
+    def test_exported_program_holds_no_path_of_this_machine(self):
+        _, path = self.save_student(4)
+        exported_path = self.folder / "student.pt2"
+
+        printed(distill.export_student, path, exported_path)
+
+        self.assertNotIn(str(HERE).encode(), exported_path.read_bytes())
+
+    def test_log_and_warnings_are_hidden_only_inside(self):
+        def warn(text):
+            logging.warning(text)
+            warnings.warn(text, UserWarning, stacklevel=1)
+
+        with self.assertLogs() as logs, self.assertWarns(UserWarning) as warned:
+            with distill.without_log():
+                warn("inside")
+            warn("after it")
+
+        self.assertEqual([record.getMessage() for record in logs.records], ["after it"])
+        self.assertEqual(
+            [str(warning.message) for warning in warned.warnings], ["after it"]
+        )
+
+    def test_onnx_export_names_the_missing_package(self):
+        output_dir = self.folder / "output"
+        flags = ["--teacher_checkpoint", self.source, "--output_dir", output_dir]
+        for more in ([], ["--evaluate", self.source]):
+            with (
+                self.subTest(more=more),
+                mock.patch.dict(sys.modules, {"onnxscript": None}),
+            ):
+                arguments = flags + more + ["--export", self.folder / "student.onnx"]
+                self.assert_refused(
+                    distill.main,
+                    arguments,
+                    "student.onnx: an .onnx file needs: pip install onnxscript",
+                )
+        self.assertFalse(output_dir.exists())
 
     def assert_equal_answers(self, exported, student):
         """Assert equal logits and lengths in batches of many sizes and lengths."""
@@ -4627,8 +4728,8 @@ class Distillation(FolderTestCase):
         folder.mkdir()
         file = self.write("file", "text")
         for words, flags in (
-            ("student.pth: expected the name of a .pt2 file", ["student.pth"]),
-            ("folder.pt2: expected the name of a .pt2 file", [folder]),
+            ("student.pth: expected the name of a .pt2 or .onnx", ["student.pth"]),
+            ("folder.pt2: expected the name of a .pt2 or .onnx file", [folder]),
             (f"{file} is no folder", [file / "student.pt2"]),
             (f"{file} is no folder", [file / "new/student.pt2"]),
             ("without --predict", ["x.pt2", "--predict", "x.npy"]),

@@ -6270,6 +6270,92 @@ class Lab(FolderTestCase):
         self.assertLess(more["loss"], result["loss"])
         self.assertEqual(json.loads(out_evaluated)["wer"], more["wer"])
 
+    def test_deploy_compares_every_length_and_batch_size(self):
+        deploy = lab_module("deploy")
+        student = distill.Student(3, 4, channels=4)
+        sizes = []
+
+        for features, lengths in deploy.random_batches(student):
+            sizes.append((len(lengths), int(lengths.max())))
+            self.assertEqual(features.shape, (*sizes[-1], 3))
+            self.assertGreaterEqual(int(lengths.min()), 1)
+
+        expected = itertools.product(range(1, 5), range(1, 301))
+        self.assertEqual(sorted(sizes), list(expected))
+
+    def test_deploy_differences_are_of_frames_inside_sentences(self):
+        deploy = lab_module("deploy")
+        student = distill.Student(3, 4, channels=4).eval()
+
+        def altered_outside(features, lengths):
+            logits, output_lengths = student(features, lengths)
+            for row, length in enumerate(output_lengths):
+                logits[row, length:, 1] += 9
+            return logits + 5, output_lengths  # log probabilities stay as they are
+
+        def altered_at_the_end(features, lengths):
+            logits, output_lengths = student(features, lengths)
+            if features.shape[:2] == (3, 7):
+                logits[2, output_lengths[2] - 1, 1:] = -99  # class 0 becomes certain
+            return logits, output_lengths
+
+        def shortened(features, lengths):
+            logits, output_lengths = student(features, lengths)
+            return logits, output_lengths - 1
+
+        with mock.patch.object(deploy, "MAX_FRAMES", 12), torch.inference_mode():
+            outside = deploy.largest_difference(altered_outside, student)
+            inside = deploy.largest_difference(altered_at_the_end, student)
+            with self.assertRaisesRegex(ValueError, "lengths"):
+                deploy.largest_difference(shortened, student)
+
+        self.assertLess(outside, 1e-5)
+        self.assertGreater(inside, 50)
+
+    def test_int8_is_kept_below_half_a_point(self):
+        deploy = lab_module("deploy")
+        for cost, kept in ((-0.01, True), (0.0, True), (0.0049, True), (0.0051, False)):
+            with self.subTest(cost=cost):
+                path = self.write("student_int8.onnx", "")
+                found = {"onnx": {"wer": 0.25}, "onnx int8": {"wer": 0.25 + cost}}
+
+                result, line = printed(deploy.keep_if_cheap, found, path)
+
+                self.assertEqual((result, path.exists()), (kept, kept))
+                self.assertIn("kept" if kept else "deleted", line)
+
+    def test_deploy_names_the_missing_packages(self):
+        deploy = lab_module("deploy")
+        missing = {"onnxscript": None, "onnxruntime": None}
+
+        with mock.patch.dict(sys.modules, missing):
+            self.assert_refused(
+                deploy.main,
+                [self.folder / "student.pth"],
+                "needs: pip install onnxscript onnxruntime",
+                status=1,
+            )
+
+    @with_onnx
+    def test_deployed_files_answer_as_the_network(self):
+        deploy = lab_module("deploy")
+        path = self.folder / "student.pth"
+        config = distill.Config(channels=16, data_dir=str(self.corpus()))
+        save_checkpoint(random_model(distill.Student, config), path, config)
+
+        with mock.patch.object(deploy, "MAX_FRAMES", 12):
+            found, out = printed(deploy.compare, path, self.folder / "new", None)
+
+        self.assertEqual(list(found), ["network", "pt2", "onnx", "onnx int8"])
+        for name in ("pt2", "onnx"):
+            self.assertLess(found[name]["difference"], 1e-3)
+            self.assertEqual(found[name]["wer"], found["network"]["wer"])
+        self.assertLess(found["onnx int8"]["bytes"], found["onnx"]["bytes"])
+        _, scored, _ = self.program(distill.main, "--evaluate", path, "--json")
+        wer_of_program = json.loads(scored.splitlines()[-1])["wer"]
+        self.assertEqual(found["network"]["wer"], wer_of_program)
+        self.assertEqual(len(out.splitlines()), 9)  # two exports, table, int8
+
 
 # ------------------------------------------------------------ README.md
 
@@ -6285,9 +6371,7 @@ class Readme(FolderTestCase):
     def test_readme_code_runs(self):
         text = (HERE / "README.md").read_text()
         blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
-        student_blocks = [block for block in blocks if "student.pt2" in block]
-        library_blocks = [block for block in blocks if "student.pt2" not in block]
-        glosses = self.export_student_and_predict()
+        library_blocks = [block for block in blocks if '("student.' not in block]
 
         self.assertGreater(len(library_blocks), 0)
         for block in library_blocks:
@@ -6296,17 +6380,35 @@ class Readme(FolderTestCase):
             with self.subTest(block=block):
                 done = run_python(["-c", shortened], self.folder)
                 self.assertEqual(done.returncode, 0, done.stderr)
-        self.assertEqual(len(student_blocks), 1)
-        done = run_python(["-c", student_blocks[0]], self.folder, PYTHONPATH="")
+
+    def test_readme_code_runs_the_exported_student(self):
+        self.assert_code_prints_the_glosses("student.pt2")
+
+    @with_onnx
+    def test_readme_code_runs_the_onnx_student_without_torch(self):
+        shutil.copy(HERE / "wer.py", self.folder)
+        self.write("torch.py", "raise ImportError('torch is imported')")
+
+        self.assert_code_prints_the_glosses("student.onnx")
+
+    def assert_code_prints_the_glosses(self, name):
+        """Assert that the README's code for an exported file of this name works."""
+        text = (HERE / "README.md").read_text()
+        blocks = re.findall(r"^```python\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+        (block,) = [block for block in blocks if f'"{name}"' in block]
+        glosses = self.export_student_and_predict(name)
+
+        done = run_python(["-c", block], self.folder, PYTHONPATH="")
+
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn(glosses, done.stdout.splitlines())
 
-    def export_student_and_predict(self):
-        """Write student.pt2 and recording.npy; return the glosses by --predict."""
+    def export_student_and_predict(self, name):
+        """Write a student and recording.npy; return the glosses by --predict."""
         path = self.folder / "student.pth"
         config = distill.Config(channels=16)
         save_checkpoint(random_model(distill.Student, config), path, config)
-        exported = self.folder / "student.pt2"
+        exported = self.folder / name
         recording = np.random.default_rng(0).standard_normal((50, FEATURE_DIM))
         file = self.write("recording.npy", to_bytes(np.save, recording))
 

@@ -6356,6 +6356,193 @@ class Lab(FolderTestCase):
         self.assertEqual(found["network"]["wer"], wer_of_program)
         self.assertEqual(len(out.splitlines()), 9)  # two exports, table, int8
 
+    def landmark_points(self, frames):
+        """Draw points of a person whose parts are found in some frames, not in others.
+
+        Returns:
+            [T, P, 2] pixels. The first frames have no hand, the first one no pose.
+        """
+        landmarks = lab_module("landmarks")
+        rng = np.random.default_rng(0)
+        points = rng.uniform(0, 400, (frames, len(landmarks.POINTS), 2))
+        for part, first in zip(landmarks.PARTS, (1, 5, 9), strict=True):
+            missing = rng.random(frames) < 0.3
+            missing[:first] = True
+            missing[first] = False
+            points[missing, part] = np.nan
+        return points
+
+    def live_student(self, feature_dim=112):
+        """Export a random student of landmarks; return its network and the file."""
+        config = distill.Config(channels=16)
+        student = distill.Student(feature_dim, len(VOCABULARY), channels=16)
+        for parameter in student.parameters():
+            if parameter.dim() > 1:
+                nn.init.kaiming_normal_(parameter)
+        path = self.folder / "student.pth"
+        save_checkpoint(student.eval(), path, config)
+        exported = self.folder / "student.pt2"
+        printed(distill.export_student, path, exported)
+        return student, exported
+
+    def test_live_features_are_those_of_a_file(self):
+        landmarks = lab_module("landmarks")
+        points = self.landmark_points(40)
+
+        live = np.stack(list(landmarks.live_features(points)))
+
+        self.assertTrue(np.isnan(live[0]).any())
+        np.testing.assert_allclose(
+            landmarks.fill_unknown(live), landmarks.make_features(points), rtol=1e-6
+        )
+
+    def test_live_answer_in_one_window_is_that_of_the_recording(self):
+        landmarks = lab_module("landmarks")
+        student, exported = self.live_student()
+        live_student = landmarks.LiveStudent(exported)
+        for frames in (10, 90, 128):
+            with self.subTest(frames=frames):
+                points = self.landmark_points(frames)
+
+                live = list(landmarks.live_glosses(points, live_student, 128))
+
+                features = torch.from_numpy(landmarks.make_features(points))
+                with torch.inference_mode():
+                    logits, lengths = student(features[None], torch.tensor([frames]))
+                (expected,) = wer.greedy_decode(logits, lengths, VOCABULARY)
+                self.assertEqual(tuple(gloss for _, gloss in live), expected)
+                best = logits[0].argmax(dim=1)
+                for number, gloss in live:
+                    self.assertEqual(VOCABULARY[best[number // 4]], gloss)
+
+    def test_live_window_settles_each_output_frame_once(self):
+        landmarks = lab_module("landmarks")
+        for stride, window, frames in itertools.product(
+            (2, 4, 8), (16, 32, 64), (0, 1, 15, 16, 17, 31, 32, 33, 64, 100, 203)
+        ):
+            with self.subTest(stride=stride, window=window, frames=frames):
+
+                def numbers(features, stride=stride, window=window):
+                    self.assertLessEqual(len(features), window)
+                    self.assertEqual(features[0, 0] % stride, 0)
+                    return [int(number) // stride for number in features[::stride, 0]]
+
+                stream = np.arange(frames)[:, None]
+                settled = landmarks.settled_classes(stream, numbers, stride, window)
+
+                self.assertEqual(list(settled), list(range(math.ceil(frames / stride))))
+
+    def test_live_delay_is_as_stated(self):
+        landmarks = lab_module("landmarks")
+        stride = 4
+        read = []
+        delays = []
+
+        def camera():
+            for number in range(400):
+                read.append(number)
+                yield np.array([number])
+
+        def last_frame(features):  # what the answer is based on
+            return [int(features[-1, 0])] * math.ceil(len(features) / stride)
+
+        settled = landmarks.settled_classes(camera(), last_frame, stride, 128)
+        for output_frame, last in enumerate(settled):
+            frame = stride * output_frame
+            delays.append(read[-1] - frame)
+            self.assertGreaterEqual(last, min(frame + 64, 399))
+
+        line = landmarks.delay_line(128, 25)
+        self.assertIn("at most 72 frames (2.9 s)", line)
+        self.assertIn("in the first window at most 128", line)
+        self.assertEqual(max(delays), 128)
+        self.assertEqual(max(delays[64 // stride :]), 72)
+
+    def test_live_gloss_is_named_once(self):
+        landmarks = lab_module("landmarks")
+        rng = np.random.default_rng(0)
+        expected = []
+        path = []
+        for gloss in rng.integers(1, 5, 60).tolist():
+            # A gloss lasts up to three windows, and blanks end it.
+            path += [0] * int(rng.integers(1, 30))
+            expected.append((len(path), gloss))
+            path += [gloss] * int(rng.integers(1, 100))
+
+        def best_classes(features):
+            return features[::2, 0].tolist()
+
+        stream = np.repeat(path, 2)[:, None]  # output frames of stride 2
+        settled = landmarks.settled_classes(stream, best_classes, 2, 32)
+
+        self.assertEqual(list(landmarks.gloss_begins(settled)), expected)
+
+    def test_live_window_without_a_person_has_no_gloss(self):
+        landmarks = lab_module("landmarks")
+        _, exported = self.live_student()
+        points = np.full((150, len(landmarks.POINTS), 2), np.nan)
+
+        glosses = landmarks.live_glosses(points, landmarks.LiveStudent(exported), 64)
+
+        self.assertEqual(list(glosses), [])
+
+    def test_live_ends_with_its_last_window_after_ctrl_c(self):
+        landmarks = lab_module("landmarks")
+
+        def camera():
+            for number in itertools.count():
+                if number == 20:
+                    os.kill(os.getpid(), signal.SIGINT)
+                yield np.array([number])
+
+        def numbers(features):
+            return features[::4, 0].tolist()
+
+        with landmarks.interrupt_noted() as interrupted:
+            frames = landmarks.until(interrupted, camera())
+            settled = list(landmarks.settled_classes(frames, numbers, 4, 64))
+
+        self.assertEqual(settled, [0, 4, 8, 12, 16, 20])
+
+    def test_live_refuses_unfit_students(self):
+        landmarks = lab_module("landmarks")
+        _, other = self.live_student(feature_dim=16)
+        broken = self.write("broken.pt2", "text")
+        missing = self.folder / "none.pt2"
+        logging.disable(logging.WARNING)  # torch logs what it cannot read
+        self.addCleanup(logging.disable, logging.NOTSET)
+        for path, words in (
+            (other, "student of 16 features per frame, expected 112"),
+            (broken, "cannot be read, expected a .pt2 file of distill.py"),
+            (missing, "no such file, expected an exported student"),
+        ):
+            with (
+                self.subTest(path=path),
+                self.assertRaisesRegex(ValueError, f"{path}: .*{words}"),
+            ):
+                landmarks.LiveStudent(path)
+
+    def test_live_arguments_are_refused_in_one_line(self):
+        for arguments, words in (
+            (["--live", "s.pt2"], "--live: expected one VIDEO or camera"),
+            (["--live", "s.pt2", "0", "1"], "--live: expected one VIDEO or camera"),
+            (["--live", "s.pt2", "0", "--output", "x"], "no --output"),
+            (["--live", "s.pt2", "0", "--window", "24"], "--window 24: expected a mul"),
+            (["--live", "s.pt2", "0", "--window", "0"], "--window 0: expected a mul"),
+        ):
+            with self.subTest(arguments=arguments):
+                done = self.script("landmarks.py", *arguments)
+
+                self.assertEqual(done.returncode, 2)
+                self.assertIn(words, done.stderr.splitlines()[-1])
+
+    @unittest.skipUnless(missing_packages("mediapipe"), "mediapipe is installed")
+    def test_landmarks_name_the_missing_package(self):
+        done = self.script("landmarks.py", "--live", "student.pt2", "0")
+
+        self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1))
+        self.assertIn("needs: pip install mediapipe==0.10.21", done.stderr)
+
 
 # ------------------------------------------------------------ README.md
 

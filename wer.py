@@ -667,7 +667,7 @@ def read_annotations(path):
             if len(row) != len(header):
                 raise ValueError(f"{where}: {len(row)} columns, expected {len(header)}")
             name, signer, text = [row[k] for k in indices]
-            annotation = _check_annotation(where, name, signer, text)
+            annotation = check_annotation(where, name, signer, text)
             if annotation.id in annotations:
                 raise ValueError(
                     f"{where}: id {annotation.id} again, expected each id once"
@@ -695,7 +695,7 @@ def _column_indices(where, header):
     )
 
 
-def _check_annotation(where, name, signer, text):
+def check_annotation(where, name, signer, text):
     """Return the Annotation of a line's fields.
 
     Args:

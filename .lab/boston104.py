@@ -13,7 +13,6 @@ drawn once and for all, are dev.
 """
 
 import argparse
-import csv
 import random
 from pathlib import Path
 
@@ -24,34 +23,6 @@ HAND_COLUMNS = ("left-x", "left-y", "right-x", "right-y")
 NOSE_COLUMNS = ("nose-x", "nose-y", "nose-x", "nose-y")
 DEV_SHARE = 21 / 161  # of the official train sentences
 DEV_SEED = 104  # of the draw
-
-
-def read_table(path, columns):
-    """Read a .csv file: a list of (place for messages, column -> text).
-
-    Raises:
-        ValueError: a column or a value that is missing.
-    """
-    rows = []
-    with open(path, encoding="utf-8", errors="replace", newline="") as file:
-        reader = csv.DictReader(file)
-        header = reader.fieldnames or []
-        missing = [column for column in columns if column not in header]
-        if missing:
-            raise ValueError(
-                f"{path}: no column {', '.join(missing)}, expected {','.join(columns)}"
-            )
-        for row in reader:
-            place = f"{path}:{reader.line_num}"
-            empty = [column for column in columns if not row[column]]
-            if empty:
-                raise ValueError(
-                    f"{place}: no {empty[0]}, expected {len(header)} values"
-                )
-            rows.append((place, row))
-    if not rows:
-        raise ValueError(f"{path}: no rows, expected some below the header")
-    return rows
 
 
 def integer(place, row, column):
@@ -68,7 +39,7 @@ def read_positions(path):
     """Read the hands' positions relative to the nose: video -> [T, 4] in pixels."""
     columns = HAND_COLUMNS + NOSE_COLUMNS[:2]
     frames = {}
-    for place, row in read_table(path, ("video", "frame") + columns):
+    for place, row in corpora.read_table(path, ("video", "frame") + columns):
         video = integer(place, row, "video")
         hands = [integer(place, row, column) for column in HAND_COLUMNS]
         nose = [integer(place, row, column) for column in NOSE_COLUMNS]
@@ -79,7 +50,7 @@ def read_positions(path):
 def read_signers(path):
     """Read who signs: video -> s1, s2 or s3."""
     names = {}
-    for place, row in read_table(path, ("video", "speaker")):
+    for place, row in corpora.read_table(path, ("video", "speaker")):
         names[integer(place, row, "video")] = row["speaker"]
     numbers = corpora.number_signers(names.values())
     return {video: numbers[name] for video, name in names.items()}
@@ -88,7 +59,7 @@ def read_signers(path):
 def read_sentences(path):
     """Read sentences: video -> glosses, in the order of the file's first mention."""
     words = {}
-    for place, row in read_table(path, ("video", "word", "startframe")):
+    for place, row in corpora.read_table(path, ("video", "word", "startframe")):
         video = integer(place, row, "video")
         start = integer(place, row, "startframe")
         words.setdefault(video, []).append((start, row["word"]))

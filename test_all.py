@@ -15,6 +15,7 @@ import copy
 import csv
 import dataclasses
 import errno
+import gzip
 import hashlib
 import importlib
 import importlib.util
@@ -31,6 +32,7 @@ import resource
 import shlex
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tarfile
@@ -68,6 +70,7 @@ torch.set_num_threads(1)  # some tests run processes beside this one
 HERE = Path(teacher.__file__).resolve().parent
 DEVICE = "cuda" if os.environ["CUDA_VISIBLE_DEVICES"] else "cpu"
 HEADER = "id|folder|signer|annotation\n"  # of a corpus file
+HAS_POSE_FORMAT = importlib.util.find_spec("pose_format") is not None
 SIZES = {"train": 6, "dev": 2, "test": 2}  # sentences of a small corpus
 
 
@@ -2575,6 +2578,7 @@ def save_checkpoint(model, path, config):
 # draws for itself.
 RUN_PROGRAM = """
 import importlib
+import importlib.util
 import sys
 
 import torch
@@ -5868,8 +5872,18 @@ def table(columns, rows):
     return "\n".join(lines) + "\n"
 
 
+class Raw:
+    """Pickled as a call of a function."""
+
+    def __init__(self, function, *arguments):
+        self.call = (function, arguments)
+
+    def __reduce__(self):
+        return self.call
+
+
 class Lab(FolderTestCase):
-    """.lab: corpora from public repositories, protocols, the plain network."""
+    """.lab: corpora of other files and repositories, protocols, the plain network."""
 
     PERSONS = ("Zoe", "Ada", "Mia")  # CopyCat's, in the order of their dates
     SPEAKERS = {1: "woman-b", 2: "man-a", 3: "woman-b", 4: "man-a", 5: "man-a"}
@@ -6191,6 +6205,366 @@ class Lab(FolderTestCase):
         done = self.script("gpu.py", self.folder / "out")
 
         self.assert_error(done, "gpu.py: --device cuda", "finds no GPU")
+
+    def import_features(self, *arguments):
+        """Run import_features.py; return the corpus's folder and what it printed."""
+        out = self.folder / "imported"
+        main = lab_module("import_features").main
+        status, stdout, stderr = self.program(main, *arguments, out)
+        self.assertEqual((status, stderr), (0, ""))
+        return out, stdout
+
+    def assert_not_imported(self, arguments, *words):
+        """Assert that import_features.py refuses in one line, and leaves no corpus."""
+        out = self.folder / "out"
+        main = lab_module("import_features").main
+        self.assert_refused(main, [*arguments, out], *words)
+        self.assertFalse(out.exists())
+
+    def imported(self, out, split):
+        """Return id -> (signer, glosses, features) of an imported split."""
+        found = {}
+        for row in self.sentences(out, split):
+            features = np.load(out / f"features/{split}/{row['id']}.npy")
+            self.assertEqual((features.dtype, features.ndim), (np.float32, 2))
+            found[row["id"]] = (row["signer"], row["annotation"], features)
+        return found
+
+    def write_pickle(self, name, content, protocol=2):
+        """Write a gzipped pickle; return its path without the split's name."""
+        content = gzip.compress(pickle.dumps(content, protocol))
+        return self.write(name, content).with_suffix("")
+
+    def assert_import(self, found, expected):
+        """Assert id -> (signer, glosses, features), bit for bit."""
+        self.assertEqual(list(found), list(expected))
+        for name, (signer, glosses, features) in expected.items():
+            self.assertEqual(found[name][:2], (signer, glosses))
+            np.testing.assert_array_equal(found[name][2], features)
+
+    def test_import_of_slt_pickles_joins_equal_names(self):
+        rng = np.random.default_rng(0)
+        first, second, third = rng.standard_normal((3, 5, 4)).astype(np.float32)
+        row = {"signer": "Signer05", "gloss": " MORGEN  NORD ", "text": "morgen ..."}
+        other = {"name": "train/b_heute-1", "signer": "Signer01", "gloss": "REGEN"}
+        train = [
+            {**row, "name": "train/a_heute-6", "sign": torch.from_numpy(first)},
+            {**other, "sign": torch.from_numpy(np.hstack((third, third)))},
+            {**row, "name": "train/a_heute-6", "sign": torch.from_numpy(second)},
+        ]
+        wide = torch.from_numpy(np.hstack((first, second)))
+        dev = [{**row, "name": "dev/c_heute-2", "sign": wide[1:3]}]
+        self.write_pickle("slt/phoenix14t.pami0.train", train)
+        source = self.write_pickle("slt/phoenix14t.pami0.dev", dev, protocol=5)
+
+        out, printed_lines = self.import_features("pickle", source)
+
+        glosses = "MORGEN NORD"
+        expected = {
+            "a_heute-6": ("Signer05", glosses, np.hstack((first, second))),
+            "b_heute-1": ("Signer01", "REGEN", np.hstack((third, third))),
+        }
+        self.assert_import(self.imported(out, "train"), expected)
+        expected = {"c_heute-2": ("Signer05", glosses, wide[1:3].numpy())}
+        self.assert_import(self.imported(out, "dev"), expected)
+        self.assertIn(f"{out} train: 2 sentences of 2 signers, 5 to 5", printed_lines)
+        self.assertNotIn("left out", printed_lines)
+        data, _ = printed(teacher.read_data, out)
+        self.assertEqual(data.vocabulary, ["<blank>", "MORGEN", "NORD", "REGEN"])
+
+    def test_import_of_mska_pickles_keeps_confidences(self):
+        keypoint = np.random.default_rng(0).random((3, 133, 3)).astype(np.float32)
+        names = {
+            "train/01April_2010_heute-6694": "01April_2010_heute-6694",
+            "full/train/x_default-3/1/x.avi": "x_default-3",
+            "S01/P 02/T00": "S01_P_02_T00",
+        }
+        rows = {}
+        for name in names:
+            content = {"name": name, "gloss": "A B", "text": "ab", "num_frames": 3}
+            rows[name] = {**content, "keypoint": torch.from_numpy(keypoint).half()}
+        self.write_pickle("mska/phoenix-2014.train", rows, protocol=4)
+
+        out, _ = self.import_features("pickle", self.folder / "mska")
+
+        flat = keypoint.astype(np.float16).reshape(3, 399)
+        expected = dict.fromkeys(names.values(), ("unknown", "A B", flat))
+        self.assert_import(self.imported(out, "train"), expected)
+        self.assertEqual(
+            [path.name for path in (out / "features").iterdir()], ["train"]
+        )
+
+    def test_import_lists_what_it_leaves_out(self):
+        good = np.ones((4, 2))
+        infinite = np.ones((4, 2))
+        infinite[2, 1] = np.inf
+        cases = (  # name, gloss, features, words of the reason
+            ("first", "A", good, None),
+            ("silent", " ", good, "empty annotation"),
+            ("empty", "A", np.ones((0, 2)), "shape [0, 2]"),
+            ("wide", "A", np.ones((4, 3)), "3 features per frame"),
+            ("infinite", "A", infinite, "infinity in frame 2"),
+            ("text", "A", np.array([["a", "b"]]), "expected numbers [T, D]"),
+            ("list", "A", [[1.0, 2.0]], "a list, expected a tensor"),
+            ("train/first", "A", good, "id first is that of"),
+            ("bar|red", "A", good, "'bar|red', expected no |"),
+            (";comment", "A", good, "expected no ; or * at its start"),
+            ("twice", "A", good, None),
+            ("twice", "B", good, "id twice is that of"),
+        )
+        rows = []
+        for name, gloss, features, _ in cases:
+            rows.append({"name": name, "gloss": gloss, "sign": features})
+        source = self.write_pickle("corpus.train", rows)
+
+        out, printed_lines = self.import_features("pickle", source)
+
+        self.assertEqual(list(self.imported(out, "train")), ["first", "twice"])
+        lines = [line for line in printed_lines.splitlines() if "left out: " in line]
+        reasons = [case for case in cases if case[3] is not None]
+        for line, (name, _, _, words) in zip(lines, reasons, strict=True):
+            self.assertIn(f"corpus.train: {name}: ", line)
+            self.assertIn(words, line)
+
+    def test_import_holds_what_was_not_found(self):
+        nan = np.nan
+        features = [[nan, 1, nan], [2, nan, nan], [nan, nan, nan], [3, 4, nan]]
+        rows = [{"name": "a", "gloss": "A", "sign": np.array(features)}]
+        source = self.write_pickle("corpus.train", rows)
+
+        out, printed_lines = self.import_features("pickle", source)
+
+        expected = [[2, 1, 0], [2, 1, 0], [2, 1, 0], [3, 4, 0]]
+        _, _, found = self.imported(out, "train")["a"]
+        np.testing.assert_array_equal(found, expected)
+        self.assertIn("NaN in 1 sentences", printed_lines)
+
+    def test_import_runs_no_pickle(self):
+        marker = self.folder / "marker"
+
+        class Evil:
+            def __reduce__(self):
+                return (os.system, (f"touch {marker}",))
+
+        storage = io.BytesIO()
+        torch.save(Evil(), storage, _use_new_zipfile_serialization=False)
+        hidden = Raw(torch.storage._load_from_bytes, storage.getvalue())
+        contents = (  # what is pickled, words of the error
+            (Evil(), "system is not allowed"),
+            ([{"name": "a", "gloss": "A", "sign": Evil()}], "system is not allowed"),
+            ([{"name": "a", "gloss": "A", "sign": hidden}], "more than numbers"),
+            (Raw(eval, "1"), ".eval is not allowed"),
+            (Raw(getattr, b"", "hex"), ".getattr is not allowed"),
+            (Raw(torch.load, "x.pt"), "torch.serialization.load is not allowed"),
+        )
+        for content, words in contents:
+            for protocol in (2, 4, 5):
+                with self.subTest(words=words, protocol=protocol):
+                    source = self.write_pickle("evil.train", content, protocol)
+
+                    arguments = ["pickle", source]
+                    self.assert_not_imported(arguments, "evil.train", words)
+        self.assertFalse(marker.exists())
+
+    def test_import_of_unfit_pickles_is_one_line(self):
+        rows = [{"name": "a", "gloss": "A", "sign": np.ones((2, 2))}]
+        whole = gzip.compress(pickle.dumps(rows))
+        no_dicts = gzip.compress(pickle.dumps([1]))
+        no_gloss = gzip.compress(pickle.dumps([{"name": "a", "sign": 1}]))
+        none = gzip.compress(pickle.dumps([]))
+        silent = gzip.compress(pickle.dumps([{**rows[0], "gloss": ""}]))
+        cases = (  # content, words of the error
+            (pickle.dumps(rows), "Not a gzip"),
+            (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+            (b"<!DOCTYPE html><html>", "an HTML page"),
+            (b"", "it is empty"),
+            (whole[:-20], "x.train"),
+            (gzip.compress(b"no pickle"), "x.train"),
+            (no_dicts, "a pickled list, expected a list or a dict of dicts"),
+            (no_gloss, "keys name, sign, expected name and gloss"),
+            (none, "no sentence for train"),
+            (silent, "no sentence for train; x.train: a"),
+        )
+        for content, words in cases:
+            with self.subTest(words=words):
+                source = self.write("x.train", content).with_suffix("")
+
+                self.assert_not_imported(["pickle", source], words)
+        self.write("y.train", whole)
+        words = "x.train, y.train, expected one .train"
+        self.assert_not_imported(["pickle", self.folder], words)
+        missing = self.folder / "z"
+        self.assert_not_imported(["pickle", missing], f"expected {missing}.train")
+
+    def test_import_of_mp_data_divides_each_sign(self):
+        rng = np.random.default_rng(0)
+        frames = rng.standard_normal((2, 10, 12, 6))  # [sign, take, frame, D]
+        expected = {}
+        for sign, takes in zip(("hello", "thank you"), frames, strict=True):
+            gloss = sign.replace(" ", "-")
+            for take, features in enumerate(takes):
+                for number, frame in enumerate(features):
+                    name = f"MP_Data/{sign}/{take}/{number}.npy"
+                    self.write(name, to_bytes(np.save, frame))
+                numbers = features.astype(np.float32)
+                expected[f"{gloss}_{take}"] = ("unknown", gloss, numbers)
+        self.write("MP_Data/.DS_Store", "")
+        self.write("MP_Data/actions.txt", "")
+        self.write("MP_Data/gap/0/0.npy", to_bytes(np.save, np.ones(6)))
+        self.write("MP_Data/gap/0/2.npy", to_bytes(np.save, np.ones(6)))
+        source = self.folder / "MP_Data"
+
+        out, printed_lines = self.import_features("mp_data", source)
+
+        for split, count in (("train", 8), ("dev", 1), ("test", 1)):
+            found = self.imported(out, split)
+            glosses = sorted(gloss for _, gloss, _ in found.values())
+            self.assertEqual(glosses, ["hello"] * count + ["thank-you"] * count)
+            own = {name: expected.pop(name) for name in found}  # each in one split
+            self.assert_import(found, own)
+        self.assertIn("gap/0: frame 1 is missing", printed_lines)
+        self.assertIn("MP_Data: not a sign's folder: actions.txt\n", printed_lines)
+
+    def test_import_draws_the_same_splits_from_a_seed(self):
+        for take in range(20):
+            name = f"MP_Data/sign/{take}/0.npy"
+            self.write(name, to_bytes(np.save, np.full(3, float(take))))
+        drawn = []
+        for number, seed in enumerate(("0", "0", "1")):
+            out = self.folder / f"out{number}"
+            arguments = ("mp_data", self.folder / "MP_Data", out, "--seed", seed)
+            main = lab_module("import_features").main
+            status, _, stderr = self.program(main, *arguments)
+            self.assertEqual(status, 0, stderr)
+            drawn.append([row["id"] for row in self.sentences(out, "test")])
+
+        self.assertEqual(drawn[0], drawn[1])
+        self.assertNotEqual(drawn[0], drawn[2])
+        self.assertEqual(len(drawn[0]), 2)
+
+    def test_import_of_a_csv_finds_files_beside_it(self):
+        features = np.random.default_rng(0).standard_normal((3, 4, 2, 2))
+        features = features.astype(np.float32)
+        self.write("mine/a.npy", to_bytes(np.save, features[0]))
+        self.write("mine/dev/b.npz", to_bytes(np.savez, features[1]))
+        self.write("c.npy", to_bytes(np.save, features[2].reshape(4, 4)))
+        self.write("mine/unused.npy", to_bytes(np.save, features[2]))
+        self.write("mine/d.npy", to_bytes(np.save, features[2]))
+        self.write("mine/d.npz", to_bytes(np.savez, features[2]))
+        text = (
+            "\ufeffsplit;id;signer;glosses;note\n"
+            "train;a;Ada L.;GRÜN  HAUS;x\n"
+            "val;dev/b;;B;\n"
+            'Test;c;s3;"C;C";\n'
+            "train;d;s3;D;\n"
+            "train;e;s3;E;\n"
+        )
+        source = self.write("rows.csv", text)
+
+        out, printed_lines = self.import_features("csv", source)
+
+        flat = features.reshape(3, 4, 4)
+        expected = {"a": ("Ada L.", "GRÜN HAUS", flat[0])}
+        self.assert_import(self.imported(out, "train"), expected)
+        expected = {"b": ("unknown", "B", flat[1])}
+        self.assert_import(self.imported(out, "dev"), expected)
+        expected = {"c": ("s3", "C;C", flat[2])}
+        self.assert_import(self.imported(out, "test"), expected)
+        self.assertIn("1 files without a row: mine/unused.npy", printed_lines)
+        self.assertIn("rows.csv:5: ", printed_lines)
+        self.assertIn("d.npz, expected one of", printed_lines)
+        self.assertIn("rows.csv:6: no file, expected one of", printed_lines)
+
+    def test_import_of_a_csv_draws_splits_where_it_names_none(self):
+        lines = ["id,glosses"]
+        for number in range(30):
+            self.write(f"mine/{number}.npy", to_bytes(np.save, np.ones((3, 2))))
+            lines.append(f"{number},A B")
+        source = self.write("rows.csv", "\n".join(lines))
+
+        out, _ = self.import_features("csv", source)
+
+        counts = [len(self.sentences(out, split)) for split in ("train", "dev", "test")]
+        self.assertEqual(counts, [24, 3, 3])
+
+    def test_import_of_an_unfit_csv_is_one_line(self):
+        self.write("mine/a.npy", to_bytes(np.save, np.ones((3, 2))))
+        cases = (  # text, words of the error
+            ("name,glosses\na,A\n", "no column id, expected id,glosses"),
+            ("id;glosses\na\n", ":2: no glosses, expected 2 values"),
+            ("id,glosses\na,A,B\n", ":2: more values than columns"),
+            ("id,glosses\n", "no rows"),
+            ("id,glosses\n../a,A\n", ":2: id '../a', expected a path without .."),
+            ("id,glosses,split\na,A,fold1\n", ":2: split 'fold1', expected one of"),
+            ("id,glosses\na,GR\udcdcN\n", "expected UTF-8 text"),
+        )
+        for text, words in cases:
+            with self.subTest(words=words):
+                content = text.encode("utf-8", errors="surrogateescape")
+                source = self.write("rows.csv", content)
+
+                self.assert_not_imported(["csv", source], "rows.csv", words)
+        missing = self.folder / "none.csv"
+        self.assert_not_imported(["csv", missing], "none.csv", "No such file")
+        process = self.script("import_features.py", "csv", missing, self.folder)
+        self.assert_error(process, self.folder, "expected a new folder")
+        process = self.script("import_features.py", "tar", missing, self.folder)
+        self.assert_error(process, "'tar'", "pickle", "mp_data", "csv")
+
+    def pose_bytes(self, data, confidence):
+        """Return a .pose file of version 0.2 of one component.
+
+        Args:
+            data: [T, people, points, 3].
+            confidence: [T, people, points].
+        """
+        frames, people, points = confidence.shape
+
+        def text(words):
+            return struct.pack("<H", len(words)) + words.encode()
+
+        header = struct.pack("<fHHHH", 0.2, 640, 480, 0, 1)
+        header += text("HAND") + text("XYZC") + struct.pack("<HHH", points, 0, 0)
+        for number in range(points):
+            header += text(f"point{number}")
+        body = struct.pack("<fIH", 25.0, frames, people)
+        numbers = data.astype("<f4").tobytes() + confidence.astype("<f4").tobytes()
+        return header + body + numbers
+
+    @unittest.skipUnless(HAS_POSE_FORMAT, "needs the package pose-format")
+    def test_import_of_pose_files_holds_points_without_confidence(self):
+        rng = np.random.default_rng(0)
+        data = rng.standard_normal((3, 2, 2, 3)).astype(np.float32)
+        confidence = np.full((3, 2, 2), 0.5)
+        confidence[1, 0, 1] = 0
+        self.write("mine/a.pose", self.pose_bytes(data, confidence))
+        self.write("mine/b.pose", self.pose_bytes(data, confidence)[:60])
+        self.write("mine/c.pose", self.pose_bytes(data[:, :0], confidence[:, :0]))
+        text = "id,glosses,split\na,A,train\nb,B,train\nc,C,train\n"
+        source = self.write("rows.csv", text)
+
+        out, printed_lines = self.import_features("csv", source)
+
+        expected = np.zeros((3, 8), np.float32)
+        for frame in range(3):
+            held = 0 if frame == 1 else frame  # of the second point
+            expected[frame, 0:3] = data[frame, 0, 0]
+            expected[frame, 4:7] = data[held, 0, 1]
+            expected[frame, 3::4] = confidence[frame, 0]
+        self.assert_import(
+            self.imported(out, "train"), {"a": ("unknown", "A", expected)}
+        )
+        self.assertIn("a.pose: 2 people, the first is taken", printed_lines)
+        self.assertIn("b.pose: ", printed_lines)
+        self.assertIn("c.pose: nobody is in it", printed_lines)
+
+    @unittest.skipIf(HAS_POSE_FORMAT, "the package pose-format is here")
+    def test_import_of_pose_files_names_the_missing_package(self):
+        self.write("mine/a.pose", b"")
+        source = self.write("rows.csv", "id,glosses\na,A\n")
+
+        words = "pip install pose-format"
+        self.assert_not_imported(["csv", source], "a.pose", words)
 
     def test_crossvalidation_starts_folds_from_their_own_weights(self):
         crossvalidate = lab_module("crossvalidate")

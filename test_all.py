@@ -6337,7 +6337,7 @@ class Lab(FolderTestCase):
         expected = [[2, 1, 0], [2, 1, 0], [2, 1, 0], [3, 4, 0]]
         _, _, found = self.imported(out, "train")["a"]
         np.testing.assert_array_equal(found, expected)
-        self.assertIn("NaN in 1 sentences", printed_lines)
+        self.assertIn("missing values in 1 sentences", printed_lines)
 
     def test_import_runs_no_pickle(self):
         marker = self.folder / "marker"
@@ -6473,7 +6473,7 @@ class Lab(FolderTestCase):
         self.assertIn("1 files without a row: mine/unused.npy", printed_lines)
         self.assertIn("rows.csv:5: ", printed_lines)
         self.assertIn("d.npz, expected one of", printed_lines)
-        self.assertIn("rows.csv:6: no file, expected one of", printed_lines)
+        self.assertIn("rows.csv:6: e: no file, expected one of", printed_lines)
 
     def test_import_of_a_csv_draws_splits_where_it_names_none(self):
         lines = ["id,glosses"]
@@ -6505,7 +6505,8 @@ class Lab(FolderTestCase):
 
                 self.assert_not_imported(["csv", source], "rows.csv", words)
         missing = self.folder / "none.csv"
-        self.assert_not_imported(["csv", missing], "none.csv", "No such file")
+        self.assert_not_imported(["csv", missing], "none.csv", "no such file")
+        self.assert_not_imported(["mp_data", source], "rows.csv: no folder")
         process = self.script("import_features.py", "csv", missing, self.folder)
         self.assert_error(process, self.folder, "expected a new folder")
         process = self.script("import_features.py", "tar", missing, self.folder)

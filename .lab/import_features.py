@@ -9,37 +9,37 @@ OUT, a new folder, gets {train,dev,test}.corpus.csv and features/SPLIT/ID.npy, [
 float32. What SOURCE is in each FORMAT:
 
 pickle
-    The gzipped pickles of neccam/slt, FangyunWei/SLRT and MSKA, SOURCE.train,
-    SOURCE.dev and SOURCE.test, or the folder with one of each: a list, or a dict, of
-    dicts with name, gloss, features as "sign" or "keypoint", and signer if there is
-    one. A name that occurs twice with equal glosses has features of two kinds: they
-    stand side by side (along axis 1), as in slt. Keypoints [T, 133, 3] become
-    [T, 399]: x, y and confidence of the first point, of the second, and so on. A file
-    is held in memory as a whole. Nothing in it runs: it may hold tensors, arrays,
+    The gzipped pickles of neccam/slt, FangyunWei/SLRT and MSKA: SOURCE.train,
+    SOURCE.dev and SOURCE.test, or a folder with one of each. They hold a list, or a
+    dict, of dicts with name, gloss, features as "sign" or "keypoint", and perhaps
+    signer. If a name occurs twice with equal glosses, its features are concatenated
+    along axis 1, as slt does. Keypoints [T, 133, 3] become [T, 399]: x, y and
+    confidence of the first point, of the second, and so on. Reading a file takes twice
+    its features' size of memory. Nothing in it runs: it may hold tensors, arrays,
     numbers and text, and is refused where it asks for anything else.
 mp_data
     A folder with SIGN/TAKE/FRAME.npy, frames numbered without a gap. A take is a
-    sentence of one gloss, the sign's name with - for whitespace. Its id is SIGN_TAKE.
-    Of each sign's takes, one in ten (at least one, if there are three) is drawn for
-    dev, and as many for test. So every signer may be in all splits.
+    sentence of one gloss, the sign's name with - for whitespace; its id is SIGN_TAKE.
+    Of each sign's takes a tenth (at least one) is drawn for dev and a tenth for test;
+    a sign of one or two takes is in train only. A signer may be in all splits.
 csv
-    A .csv file with the columns id and glosses (separated by blanks), signer and split
-    if they are known, separated by comma, semicolon or tab. Beside it, or in a folder
-    beside it, lie ID.npy, ID.npz (one array) or ID.pose files. split is train, dev (or
-    val) or test; without the column one sentence in ten is drawn for dev and for test,
-    whoever signs. A .pose file (needs `pip install pose-format`) becomes for each point
-    its coordinates and its confidence; of several people the first is taken.
+    A .csv file with the columns id and glosses (separated by whitespace), and perhaps
+    signer and split, between commas, semicolons or tabs. Beside it, or in a folder
+    beside it, lie ID.npy, ID.npz (one array) or ID.pose. A split is train, dev (or val)
+    or test; without this column a tenth of the sentences is drawn for dev and a tenth
+    for test, whoever signs. A .pose file (needs `pip install pose-format`) becomes
+    coordinates and confidence of each point; of several people the first is taken.
 
-Ids: of a name with slashes the part behind the folder named as the split counts
-(train/ID; Phoenix-2014's train/ID/1/FRAMES too), and other slashes and whitespace
-become _. Where no signer is known it is "unknown". Translations are not read.
+Ids: of a name with folders, what follows the folder named as the split counts
+(train/ID, and Phoenix-2014's train/ID/1/FRAMES). Other slashes and whitespace become _.
+A signer that is not given is "unknown". Translations are not read.
 
-Values: they are copied as they are, confidences too. NaN, and a point of a .pose file
-with confidence 0, is a value that was not found: it holds the last one that was, before
-the first the first, and is 0 where none was found in the whole sentence. Zeros for
-missing parts, as MP_Data has them, are not told from others and stay. A sentence with
-infinity, without frames or glosses, or with another D than the first one, is left out.
-Everything that is left out is listed with its reason.
+Values are copied as they are, confidences too. A value is missing where it is NaN, or
+where a .pose file's point has confidence 0: it becomes the last value before it, else
+the first one after it, else 0. Zeros that stand for missing parts, as in MP_Data,
+cannot be told from others and stay. A sentence is left out if it has infinity, no
+frames, no glosses, another D than the first sentence, or an id that is taken. All that
+is left out is listed with its reason.
 """
 
 import argparse
@@ -119,7 +119,8 @@ class TensorUnpickler(adapt.ArrayUnpickler):
 
     def find_class(self, module, name):
         """Return one of the few functions that are allowed. UnpicklingError."""
-        full_name = f"{module}.{name}".replace("numpy.core", "numpy._core")
+        module = module.replace("numpy.core", "numpy._core")  # numpy 2 moved it
+        full_name = f"{module}.{name}"
         if full_name == "torch.storage._load_from_bytes":
             return load_storage
         if full_name in PICKLE_NAMES:
@@ -235,7 +236,9 @@ def visible(folder):
 
 
 def list_takes(source, seed):
-    """Yield (split, list of Item) of SIGN/TAKE/FRAME.npy."""
+    """Yield (split, list of Item) of SIGN/TAKE/FRAME.npy. ValueError: no takes."""
+    if not source.is_dir():
+        raise ValueError(f"{source}: no folder, expected one with SIGN/TAKE/FRAME.npy")
     signs = [path for path in visible(source) if path.is_dir()]
     others = [path.name for path in visible(source) if not path.is_dir()]
     if others:
@@ -278,6 +281,8 @@ def read_take(folder):
     if not folder.is_dir():
         raise ValueError("it is a file, expected a folder of frames")
     paths = visible(folder)
+    if not paths:
+        raise ValueError("no frames, expected NUMBER.npy")
     numbers = []
     for path in paths:
         if path.suffix != ".npy" or not path.stem.isdecimal():
@@ -286,7 +291,7 @@ def read_take(folder):
     frames = dict(sorted(zip(numbers, paths, strict=True)))
     if len(frames) < len(paths):
         raise ValueError("a frame's number occurs twice")
-    for number in range(min(frames, default=0), max(frames, default=0)):
+    for number in range(min(frames), max(frames)):
         if number not in frames:
             raise ValueError(f"frame {number} is missing")
     arrays = [teacher.load_array(path).reshape(-1) for path in frames.values()]
@@ -337,7 +342,9 @@ def split_of(place, row):
 
 
 def list_rows(source, seed):
-    """Yield (split, list of Item) of a .csv file."""
+    """Yield (split, list of Item) of a .csv file. ValueError: a broken one."""
+    if not source.is_file():
+        raise ValueError(f"{source}: no such file, expected a .csv file")
     rows = corpora.read_table(source, ("id", "glosses"), find_delimiter(source))
     folders = [source.parent]
     folders += [path for path in visible(source.parent) if path.is_dir()]
@@ -355,6 +362,7 @@ def list_rows(source, seed):
             )
         signer = row.get("signer") or UNKNOWN_SIGNER
         split = split_of(place, row) or drawn_split
+        place = f"{place}: {name}"
         items[split].append(Item(place, name, signer, row["glosses"], [paths]))
     report_unused(source, used)
     yield from items.items()
@@ -454,7 +462,8 @@ def hold(features):
     frames = np.arange(len(features))[:, None]
     last_found = np.maximum.accumulate(np.where(found, frames, first_found), axis=0)
     held = np.take_along_axis(features, last_found, axis=0)
-    return np.nan_to_num(held, nan=0.0, posinf=np.inf, neginf=-np.inf)
+    held[np.isnan(held)] = 0
+    return held
 
 
 class Importer:
@@ -470,7 +479,7 @@ class Importer:
         self.read_part = read_part
         self.feature_dim = None  # D of the first sentence
         self.left_out = []  # a line for each sentence
-        self.held = 0  # sentences with NaN
+        self.held = 0  # sentences with missing values
 
     def write(self, split, items):
         """Write a split and print what is left out of it.
@@ -484,7 +493,7 @@ class Importer:
         for line in self.left_out:
             print(f"  left out: {line}")
         if self.held:
-            print(f"  NaN in {self.held} sentences, filled with the last values found")
+            print(f"  missing values in {self.held} sentences, see --help")
         if split == "train" and len(self.left_out) == len(items):
             reason = f"; {self.left_out[0]}" if items else ""
             raise ValueError(f"{self.out}: no sentence for train{reason}")

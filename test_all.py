@@ -6923,7 +6923,7 @@ class Lab(FolderTestCase):
 
 
 class Readme(FolderTestCase):
-    """README.md: its results are the records, its code blocks run."""
+    """README.md and RESULTS.md: results are the records, code blocks run."""
 
     def test_readme_results_are_the_records(self):
         done = run_python([HERE / ".lab/report.py", "--check"])
@@ -6964,6 +6964,35 @@ class Readme(FolderTestCase):
 
         self.assertEqual(done.returncode, 0, done.stderr)
         self.assertIn(glosses, done.stdout.splitlines())
+
+    def test_phoenix_commands_run(self):
+        text = (HERE / ".lab/RESULTS.md").read_text()
+        section = text.partition("\n## Phoenix-2014 in ten lines\n")[2]
+        commands = section.partition("\n```\n")[2].partition("\n```\n")[0]
+        self.assertEqual(commands.count("--epochs 60"), 1)
+        commands = commands.replace("--epochs 60", "--epochs 1")
+        archive = [HERE / ".lab/phoenix_archive.py", self.folder, "--share", "0.001"]
+        self.assertEqual(run_python(archive).returncode, 0)
+        program = f"{shlex.quote(sys.executable)} {shlex.quote(str(HERE))}/"
+        start = f'python() {{ {program}"$@"; }}\nset -eu\n'
+
+        done = subprocess.run(
+            ["bash", "-c", start + commands],
+            cwd=self.folder,
+            capture_output=True,
+            text=True,
+            env=os.environ | {"OMP_NUM_THREADS": "1"},
+        )
+
+        self.assertEqual((done.returncode, done.stderr), (0, ""))
+        lines = [line for line in done.stdout.splitlines() if line.startswith("WER ")]
+        truths = sorted(self.folder.rglob("phoenix2014-groundtruth-*.stm"))
+        self.assertEqual([path.stem[-4:] for path in truths], ["-dev", "test"])
+        for path, line in zip(truths, lines, strict=True):
+            glosses = 0
+            for truth in path.read_text().splitlines():
+                glosses += len(truth.split()) - 5  # id, channel, signer, two times
+            self.assertIn(f" errors in {glosses} glosses", line)
 
     def export_student_and_predict(self, name):
         """Write a student and recording.npy; return the glosses by --predict."""

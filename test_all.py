@@ -411,6 +411,45 @@ class Network(TeacherTestCase):
                 inside = logits[k : k + 1, : outputs[k]]
                 torch.testing.assert_close(alone_logits, inside, rtol=0, atol=1e-5)
 
+    def test_shortcut_equals_convolutions_of_each_sentence(self):
+        lengths = torch.tensor([21, 1, 8])
+        rows = torch.randn(30, 6)
+        for stride in teacher.STRIDES:
+            shortcut = teacher.Shortcut(6, 10, stride)
+            shortcut(5 * rows, lengths)  # moves BatchNorm's statistics
+            shortcut.eval()
+
+            found, output_lengths = shortcut(rows, lengths)
+
+            expected = []
+            for sentence in rows.split(lengths.tolist()):
+                frames = sentence.T[None]  # [T, D] -> [1, D, T]
+                for number, unit in enumerate(shortcut.units):
+                    frames = F.conv1d(frames, unit.conv.weight, padding="same")
+                    frames = F.relu(unit.bn(frames))
+                    if 2**number < stride:
+                        frames = F.max_pool1d(frames, 2, ceil_mode=True)
+                expected.append(frames[0].T)
+            self.assertEqual(output_lengths.tolist(), [len(x) for x in expected])
+            torch.testing.assert_close(found, torch.cat(expected))
+
+    def test_frames_of_the_shortcut_stand_beside_the_backbones(self):
+        batch = self.two_sentences()
+        model = teacher.I3DTeacher(8, 5, hidden_size=8, shortcut_channels=6).eval()
+        alone = teacher.I3DTeacher(8, 5, hidden_size=8).eval()
+        shared = {k: v for k, v in model.state_dict().items() if "lstm" not in k}
+        alone.load_state_dict(shared, strict=False)
+
+        frames, lengths = model.encode(batch.features, batch.lengths)
+
+        backbone_frames, _ = alone.encode(batch.features, batch.lengths)
+        torch.testing.assert_close(frames[:, :, :1024], backbone_frames)
+        for k, length in enumerate(batch.lengths.tolist()):
+            rows, _ = model.lstm.shortcut(
+                batch.features[k, :length], batch.lengths[k : k + 1]
+            )
+            torch.testing.assert_close(frames[k, : lengths[k], 1024:], rows)
+
     def test_centred_sentences_do_not_tell_where_a_signer_stands(self):
         features = torch.randn(2, 50, 8)
         places = torch.tensor([3.0, -2.0])[:, None, None]  # of the two signers

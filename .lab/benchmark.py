@@ -107,12 +107,13 @@ def make_batch(sizes, device):
 
 
 def make_teacher(sizes):
-    """Return a teacher with random weights and the second head."""
+    """Return a teacher with random weights, second head and shortcut."""
     return teacher.I3DTeacher(
         sizes.features,
         sizes.classes,
         sizes.stride,
         backbone_ctc=teacher.BACKBONE_CTC,
+        shortcut_channels=teacher.SHORTCUT_CHANNELS,
     )
 
 

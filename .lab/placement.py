@@ -323,6 +323,7 @@ def run_teacher(data, output_dir, report):
     """Run everything with a small teacher; return it in evaluation mode."""
     config = teacher.Config(
         hidden_size=8,
+        shortcut_channels=8,
         batch_size=BATCH_SIZE,
         num_workers=0,
         device=DEVICE,

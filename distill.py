@@ -585,7 +585,7 @@ def report(models, data, config):
 
 
 def count_parameters(model):
-    """Return the number of parameters, without those of the second head of training."""
+    """Return the number of parameters, without those of the heads of training."""
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()

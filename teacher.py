@@ -257,7 +257,7 @@ class Shortcut(nn.Module):
 class Recurrent(nn.LSTM):
     """The BiLSTM over frames; it holds the Shortcut, if there is one.
 
-    Shortcut, here, and projection, in Classifier, belong to these layers because the
+    Shortcut, here, and projections, in Classifier, belong to these layers because the
     network's children are those of freeze.LAYERS.
     """
 
@@ -269,15 +269,15 @@ class Recurrent(nn.LSTM):
 class Classifier(nn.Linear):
     """The LSTM's output -> logits: [..., 2 * hidden] -> [..., V].
 
-    With frame_channels it holds a projection [..., frame_channels] ->
-    [..., 2 * hidden], which Recogniser.both_heads applies.
+    It holds a projection [..., C] -> [..., 2 * hidden] for each C of frame_channels,
+    which Recogniser.all_heads applies.
     """
 
-    def __init__(self, inputs, num_classes, frame_channels=None):
+    def __init__(self, inputs, num_classes, frame_channels=()):
         super().__init__(inputs, num_classes)
-        self.projection = None
-        if frame_channels is not None:
-            self.projection = nn.Linear(frame_channels, inputs)
+        self.projections = nn.ModuleList()
+        for channels in frame_channels:
+            self.projections.append(nn.Linear(channels, inputs))
 
 
 class Recogniser(nn.Module):
@@ -289,7 +289,7 @@ class Recogniser(nn.Module):
     Args:
         feature_dim: D.
         dropout: share of values dropped in front of the LSTM and of the classifier.
-        backbone_ctc: weight of the second head's loss in training; 0: no second head.
+        backbone_ctc: weight of the further heads' loss in training; 0: no such heads.
         centre_sentences: see standardise.
     """
 
@@ -303,9 +303,14 @@ class Recogniser(nn.Module):
         self.register_buffer("feature_std", torch.ones(feature_dim))
 
     def frames_of(self, rows, lengths):
-        """Turn standardised features into frames: [N, D], [B] -> [N', C], lengths' [B].
+        """Turn standardised features into frames of one or several kinds.
 
-        The rows are those of all sentences of a batch, without padding.
+        Args:
+            rows: [N, D] of all sentences of a batch, without padding.
+            lengths: [B] rows per sentence, on the CPU.
+
+        Returns:
+            A list of rows [N', C], one of each kind, and lengths' [B].
         """
         raise NotImplementedError
 
@@ -320,24 +325,25 @@ class Recogniser(nn.Module):
             logits [B, T', V], meaningless past a sentence's end, and lengths' [B].
         """
         frames, lengths = self.encode(features, lengths)
-        frames = F.dropout(frames, self.dropout, self.training)
-        return self.recurrent_head(frames, lengths), lengths
+        return self.recurrent_head(torch.cat(frames, dim=2), lengths), lengths
 
-    def both_heads(self, features, lengths):
+    def all_heads(self, features, lengths):
         """Recognise sentences also without the LSTM, which serves training alone.
 
-        The second head is the same classifier on a projection of the frames in front of
-        the LSTM: its loss reaches backbone and shortcut directly (VAC, section 3.2).
+        Each further head is the same classifier on a projection of one kind of frames:
+        its loss reaches the layers of this kind directly (VAC, section 3.2).
 
         Returns:
-            logits [B, T', V], the second head's logits [B, T', V], lengths' [B].
+            logits [B, T', V], a list of the further heads' logits [B, T', V], and
+            lengths' [B].
         """
         frames, lengths = self.encode(features, lengths)
-        frames = F.dropout(frames, self.dropout, self.training)
-        logits = self.recurrent_head(frames, lengths)
-        projected = self.classifier.projection(frames)
-        projected = F.dropout(projected, self.dropout, self.training)
-        return logits, self.classifier(projected), lengths
+        logits = self.recurrent_head(torch.cat(frames, dim=2), lengths)
+        further_logits = []
+        for project, kind in zip(self.classifier.projections, frames, strict=True):
+            projected = F.dropout(project(kind), self.dropout, self.training)
+            further_logits.append(self.classifier(projected))
+        return logits, further_logits, lengths
 
     def recurrent_head(self, frames, lengths):
         """Classify frames by the BiLSTM: [B, T', C], [B] -> logits [B, T', V]."""
@@ -362,7 +368,8 @@ class Recogniser(nn.Module):
             lengths: [B] frames per sentence, 1 to T.
 
         Returns:
-            frames [B, T', C], zeros past a sentence's end, and lengths' [B].
+            A list of frames [B, T', C] of each kind, zeros past a sentence's end, with
+            dropout in training; and lengths' [B].
 
         Raises:
             ValueError: shapes that do not fit each other or the network.
@@ -378,9 +385,13 @@ class Recogniser(nn.Module):
         )
         pairs = zip(features, lengths.tolist(), strict=True)
         rows = torch.cat([sentence[:length] for sentence, length in pairs])  # [N, D]
-        rows, lengths = self.frames_of(rows, lengths)
-        sentences = rows.split(lengths.tolist())
-        return rnn.pad_sequence(sentences, batch_first=True), lengths
+        kinds, lengths = self.frames_of(rows, lengths)
+        frames = []
+        for rows in kinds:
+            sentences = rows.split(lengths.tolist())
+            padded = rnn.pad_sequence(sentences, batch_first=True)
+            frames.append(F.dropout(padded, self.dropout, self.training))
+        return frames, lengths
 
     def check_shapes(self, features, lengths):
         """Raise ValueError unless features are [B, T, D], and lengths [B] 1 to T."""
@@ -413,7 +424,7 @@ class I3DTeacher(Recogniser):
         temporal_stride: frames per output frame, 2, 4 or 8.
         hidden_size: LSTM units per direction.
         dropout: share of values dropped in front of the LSTM and of the classifier.
-        backbone_ctc: weight of the second head's loss in training; 0: no second head.
+        backbone_ctc: weight of the further heads' loss in training; 0: no such heads.
         centre_sentences: see standardise.
         shortcut_channels: of the Shortcut around the backbone, whose frames are put
             beside the backbone's; 0: none.
@@ -456,24 +467,28 @@ class I3DTeacher(Recogniser):
             block = Inception(channels, *branches)
             self.add_module(name, block)
             channels = block.channels
+        frame_channels = [channels]
         shortcut = None
         if shortcut_channels > 0:
             shortcut = Shortcut(feature_dim, shortcut_channels, temporal_stride)
-            channels += shortcut_channels
-        self.lstm = Recurrent(channels, hidden_size, shortcut)
-        frame_channels = channels if backbone_ctc > 0 else None
-        self.classifier = Classifier(2 * hidden_size, num_classes, frame_channels)
+            frame_channels.append(shortcut_channels)
+        self.lstm = Recurrent(sum(frame_channels), hidden_size, shortcut)
+        self.classifier = Classifier(
+            2 * hidden_size, num_classes, frame_channels if backbone_ctc > 0 else ()
+        )
 
     def frames_of(self, rows, lengths):
-        """Apply I3D and the shortcut: [N, D], [B] -> [N', C], lengths' [B].
+        """Apply I3D and, if there is one, the shortcut around it.
 
-        C is 1024 + shortcut_channels.
+        Returns:
+            A list of rows [N', 1024] and [N', shortcut_channels], and lengths' [B].
         """
-        frames, output_lengths = self.backbone(rows, lengths)
+        backbone_frames, output_lengths = self.backbone(rows, lengths)
+        kinds = [backbone_frames]
         if self.lstm.shortcut is not None:
             shortcut_frames, _ = self.lstm.shortcut(rows, lengths)
-            frames = torch.cat((frames, shortcut_frames), dim=1)
-        return frames, output_lengths
+            kinds.append(shortcut_frames)
+        return kinds, output_lengths
 
     def backbone(self, rows, lengths):
         """Apply I3D, stem to mixed_5c: [N, D], [B] -> [N', 1024], lengths' [B]."""
@@ -519,7 +534,7 @@ class I3DTeacher(Recogniser):
 # process do next to nothing, in that on several processes.
 
 GRADIENT_CLIP_NORM = 5.0  # largest norm of all gradients together
-BACKBONE_CTC = 1.0  # weight of the second head's loss, beside 1 for the first's
+BACKBONE_CTC = 1.0  # weight of the further heads' loss, beside 1 for the first's
 PRECISIONS = ("float32", "bfloat16")  # that forward pass and loss can have
 PRECISION = "float32"
 
@@ -548,18 +563,19 @@ def ctc_loss(model, batch):
     return batch_mean(losses.sum(), len(losses))
 
 
-def two_head_loss(model, batch):
-    """Compute ctc_loss plus backbone_ctc times that of the second head.
+def all_heads_loss(model, batch):
+    """Compute ctc_loss plus backbone_ctc times the mean of the further heads' losses.
 
-    A network without a second head, such as the student, has ctc_loss alone.
+    A network without further heads, such as the student, has ctc_loss alone.
     """
     weight = getattr(model, "backbone_ctc", 0)
     if weight == 0:
         return ctc_loss(model, batch)
-    logits, backbone_logits, lengths = model.both_heads(batch.features, batch.lengths)
-    losses = sentence_ctc_losses(logits, lengths, batch)
-    backbone_losses = sentence_ctc_losses(backbone_logits, lengths, batch)
-    total = losses + weight * backbone_losses
+    logits, further_logits, lengths = model.all_heads(batch.features, batch.lengths)
+    total = sentence_ctc_losses(logits, lengths, batch)
+    for head_logits in further_logits:
+        losses = sentence_ctc_losses(head_logits, lengths, batch)
+        total = total + weight / len(further_logits) * losses
     return batch_mean(total.sum(), len(total))
 
 
@@ -746,7 +762,7 @@ class TrainingConfig:
     dropout: float = DROPOUT  # share of values dropped in front of the last layers
     seed: int = 0  # of all that is drawn
     temporal_stride: int | None = None  # frames per output frame; None: see with_stride
-    centre_sentences: bool = False  # take each sentence's mean as its features' zero
+    centre_sentences: bool = True  # take each sentence's mean as its features' zero
     overfit: int | None = None  # train on so many sentences and score these
     precision: str = PRECISION  # of forward pass and loss, in evaluation too
     device: str = field(default_factory=default_device)
@@ -761,7 +777,7 @@ class Config(TrainingConfig):
     """
 
     hidden_size: int = HIDDEN_SIZE  # LSTM units per direction
-    backbone_ctc: float = BACKBONE_CTC  # weight of the second head's loss; 0: none
+    backbone_ctc: float = BACKBONE_CTC  # weight of the further heads' loss; 0: none
     shortcut_channels: int = SHORTCUT_CHANNELS  # around the backbone; 0: none
     pretrained_weights: str | None = None  # file or adapt.KINETICS; None: random
     adapt_method: str = adapt.METHOD  # how 3D kernels become 1D
@@ -828,7 +844,7 @@ def make_optimizer(model, config):
     )
 
 
-def train(model, data, schedule, config, loss_function=two_head_loss, resumed=None):
+def train(model, data, schedule, config, loss_function=all_heads_loss, resumed=None):
     """Train a model; write checkpoints, log and picture after each epoch.
 
     Args:
@@ -2698,7 +2714,7 @@ def add_network_flags(parser):
         "--backbone_ctc",
         type=number(float, 0, 1000),
         metavar="WEIGHT",
-        help="of a second CTC loss on the backbone's frames in training; 0: none",
+        help="of further CTC losses, in front of the LSTM, in training; 0: none",
     )
     group.add_argument(
         "--pretrained_weights",

@@ -202,7 +202,7 @@ def folder_contents(folder):
 
 
 def small_config(**changes):
-    """Return a Config of a small network without dropout and second head."""
+    """Return a Config of a small network without dropout and further heads."""
     settings = {
         "batch_size": 4,
         "hidden_size": 8,
@@ -381,10 +381,10 @@ class Network(TeacherTestCase):
             features = torch.randn(1, length, 5)
             lengths = torch.tensor([length])
 
-            coarse, _ = models[8].encode(features, lengths)
+            (coarse,), _ = models[8].encode(features, lengths)
 
             for stride in (4, 2):
-                fine, _ = models[stride].encode(features, lengths)
+                (fine,), _ = models[stride].encode(features, lengths)
                 on_grid = fine[:, :: 8 // stride]
                 error = (on_grid - coarse).norm() / coarse.norm()
                 self.assertLess(error, 1e-5, (length, stride))
@@ -443,12 +443,12 @@ class Network(TeacherTestCase):
         frames, lengths = model.encode(batch.features, batch.lengths)
 
         backbone_frames, _ = alone.encode(batch.features, batch.lengths)
-        torch.testing.assert_close(frames[:, :, :1024], backbone_frames)
+        torch.testing.assert_close(frames[0], backbone_frames[0])
         for k, length in enumerate(batch.lengths.tolist()):
             rows, _ = model.lstm.shortcut(
                 batch.features[k, :length], batch.lengths[k : k + 1]
             )
-            torch.testing.assert_close(frames[k, : lengths[k], 1024:], rows)
+            torch.testing.assert_close(frames[1][k, : lengths[k]], rows)
 
     def test_centred_sentences_do_not_tell_where_a_signer_stands(self):
         features = torch.randn(2, 50, 8)
@@ -638,54 +638,62 @@ class Network(TeacherTestCase):
             for name, parameter in model.named_parameters():
                 self.assertIsNotNone(parameter.grad, name)
 
-    def test_two_head_loss_is_the_weighted_sum(self):
+    def test_all_heads_loss_is_the_weighted_sum(self):
         batch = self.two_sentences()
-        model = teacher.I3DTeacher(8, 5, hidden_size=8, backbone_ctc=0.25).eval()
+        for channels in (0, 6):
+            model = teacher.I3DTeacher(
+                8, 5, hidden_size=8, backbone_ctc=0.25, shortcut_channels=channels
+            ).eval()
 
-        loss = teacher.two_head_loss(model, batch)
+            loss = teacher.all_heads_loss(model, batch)
 
-        first, lengths = model(batch.features, batch.lengths)
-        frames, _ = model.encode(batch.features, batch.lengths)
-        classifier = model.classifier
-        projection = classifier.projection
-        projected = frames @ projection.weight.T + projection.bias
-        second = projected @ classifier.weight.T + classifier.bias
-        first_loss = self.mean_ctc(first, lengths, batch)
-        second_loss = self.mean_ctc(second, lengths, batch)
-        torch.testing.assert_close(loss, first_loss + 0.25 * second_loss)
+            logits, lengths = model(batch.features, batch.lengths)
+            frames, _ = model.encode(batch.features, batch.lengths)
+            classifier = model.classifier
+            further_losses = []
+            for kind, projection in zip(frames, classifier.projections, strict=True):
+                projected = kind @ projection.weight.T + projection.bias
+                further = projected @ classifier.weight.T + classifier.bias
+                further_losses.append(self.mean_ctc(further, lengths, batch))
+            expected = self.mean_ctc(logits, lengths, batch)
+            expected += 0.25 * sum(further_losses) / len(further_losses)
+            self.assertEqual(len(further_losses), 2 if channels else 1)
+            torch.testing.assert_close(loss, expected)
 
-    def test_first_of_both_heads_is_forward(self):
+    def test_first_of_all_heads_is_forward(self):
         batch = self.two_sentences()
         model = teacher.I3DTeacher(8, 5, hidden_size=8, backbone_ctc=1.0).eval()
 
-        logits, _, lengths = model.both_heads(batch.features, batch.lengths)
+        logits, _, lengths = model.all_heads(batch.features, batch.lengths)
 
         expected, expected_lengths = model(batch.features, batch.lengths)
         self.assertTrue(torch.equal(logits, expected))
         self.assertTrue(torch.equal(lengths, expected_lengths))
 
-    def test_second_head_reaches_the_backbone_directly(self):
+    def test_further_heads_reach_backbone_and_shortcut_directly(self):
         batch = self.two_sentences()
-        model = teacher.I3DTeacher(8, 5, hidden_size=8, backbone_ctc=0.25).eval()
+        model = teacher.I3DTeacher(
+            8, 5, hidden_size=8, backbone_ctc=0.25, shortcut_channels=6
+        ).eval()
         for name, weight in model.lstm.named_parameters():
-            if "weight" in name:
+            if name.startswith("weight"):
                 nn.init.zeros_(weight)  # so that the LSTM sees no frames
 
-        teacher.two_head_loss(model, batch).backward()
+        teacher.all_heads_loss(model, batch).backward()
 
-        gradient = model.mixed_5c.b0.conv.weight.grad
-        self.assertGreater(gradient.abs().sum(), 0)
+        for unit in (model.mixed_5c.b0, model.lstm.shortcut.units[0]):
+            self.assertGreater(unit.conv.weight.grad.abs().sum(), 0)
 
-    def test_without_second_head_there_is_no_projection(self):
+    def test_without_further_heads_there_is_no_projection(self):
         batch = self.two_sentences()
         model = teacher.I3DTeacher(8, 5, hidden_size=8).eval()
         with_head = teacher.I3DTeacher(8, 5, hidden_size=8, backbone_ctc=1.0)
 
-        found = teacher.two_head_loss(model, batch)
+        found = teacher.all_heads_loss(model, batch)
 
         self.assertTrue(torch.equal(found, teacher.ctc_loss(model, batch)))
         names = with_head.state_dict().keys() - model.state_dict().keys()
-        expected = {"classifier.projection.weight", "classifier.projection.bias"}
+        expected = {"classifier.projections.0.weight", "classifier.projections.0.bias"}
         self.assertEqual(names, expected)
 
     def test_autocast_leaves_the_loss_in_float32(self):
@@ -940,7 +948,7 @@ class Training(TeacherTestCase):
             logits = self.note_precision(model.classifier)
 
             loss, _ = teacher.train_one_epoch(
-                model, loader, optimizer, rates, teacher.two_head_loss, name
+                model, loader, optimizer, rates, teacher.all_heads_loss, name
             )
             calls_in_training = len(logits)
             evaluation = teacher.evaluate(
@@ -2543,7 +2551,7 @@ class Device(TeacherTestCase):
 
         for batch in loader_of(data):
             model = copy.deepcopy(model).cpu()
-            self.assert_near_float64(model, teacher.two_head_loss, batch)
+            self.assert_near_float64(model, teacher.all_heads_loss, batch)
 
     def test_students_gradients_are_near_those_in_float64(self):
         data = self.data()
@@ -3406,7 +3414,7 @@ class Adaptation(FolderTestCase):
 
         report = adapt.load_pretrained(model, source, method)
         with torch.no_grad():
-            found, lengths = model.encode(clips, torch.tensor([32, 16]))
+            (found,), lengths = model.encode(clips, torch.tensor([32, 16]))
             long = i3d_backbone(weights, clips[0])
             short = i3d_backbone(weights, clips[1, :16])
 
@@ -3664,8 +3672,8 @@ class Adaptation(FolderTestCase):
             ("other head", {"classifier.weight_g": (5, 1)}, ["classifier"]),
             (
                 "other projection",
-                {"classifier.projection.weight": (16, 512)},
-                ["classifier.projection"],
+                {"classifier.projections.0.weight": (16, 512)},
+                ["classifier.projections.0"],
             ),
             ("other LSTM", {"lstm.weight_hh_l0": (40, 10)}, ["lstm"]),
             ("deeper LSTM", {"lstm.weight_hh_l1": (32, 8)}, ["lstm"]),
@@ -4499,9 +4507,9 @@ class Distillation(FolderTestCase):
             with self.subTest(name=name):
                 model, _ = teacher.load_model(path, model_class)
                 sizes = {n: p.numel() for n, p in model.named_parameters()}
-                if name == "teacher":  # its second head serves training alone
-                    del sizes["classifier.projection.weight"]
-                    del sizes["classifier.projection.bias"]
+                if name == "teacher":  # its further head serves training alone
+                    del sizes["classifier.projections.0.weight"]
+                    del sizes["classifier.projections.0.bias"]
                 scored, _ = self.run_json(main, "--evaluate", path, "--split", "test")
                 self.assertGreater(result[name].pop("milliseconds"), 0)
                 expected = {
@@ -6199,7 +6207,7 @@ class Lab(FolderTestCase):
         for stride in teacher.STRIDES:
             model = teacher.I3DTeacher(6, 5, stride, 8).double()
             parameters = [model.stem.conv_1a.conv.weight, model.mixed_5c.b1b.bn.bias]
-            expected_frames, expected_lengths = model.encode(features, lengths)
+            (expected_frames,), expected_lengths = model.encode(features, lengths)
             weights = torch.randn_like(expected_frames)
             expected = torch.autograd.grad(
                 (expected_frames * weights).sum(), parameters
@@ -6207,7 +6215,7 @@ class Lab(FolderTestCase):
             for way in gpu.WAYS:
                 with self.subTest(stride=stride, way=way):
                     with gpu.way_of_reading(way):
-                        frames, found_lengths = model.encode(features, lengths)
+                        (frames,), found_lengths = model.encode(features, lengths)
                         found = torch.autograd.grad(
                             (frames * weights).sum(), parameters
                         )
@@ -6648,19 +6656,20 @@ class Lab(FolderTestCase):
                 found = []
                 for batch in (features, padded):
                     torch.manual_seed(0)
-                    model = plain.PlainNetwork(6, 5, 8, 0.0, 1.0).train(training)
-                    outputs = model.both_heads(batch, lengths)
+                    model = plain.PlainNetwork(6, 5, 8, 0.0, 1.0, True).train(training)
+                    outputs = model.all_heads(batch, lengths)
                     found.append((model, outputs))
 
                 (model, outputs), (other_model, other_outputs) = found
                 expected_lengths = [2, 1, 5, 2]  # ceil(lengths / 4)
                 self.assertEqual(outputs[2].tolist(), expected_lengths)
                 self.assertEqual(other_outputs[2].tolist(), expected_lengths)
-                for head in (0, 1):
+                heads = [outputs[0], *outputs[1]]
+                other_heads = [other_outputs[0], *other_outputs[1]]
+                for logits, other_logits in zip(heads, other_heads, strict=True):
                     for row, length in enumerate(expected_lengths):
                         torch.testing.assert_close(
-                            other_outputs[head][row, :length],
-                            outputs[head][row, :length],
+                            other_logits[row, :length], logits[row, :length]
                         )
                 torch.testing.assert_close(other_model.state_dict(), model.state_dict())
 

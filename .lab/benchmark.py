@@ -107,7 +107,7 @@ def make_batch(sizes, device):
 
 
 def make_teacher(sizes):
-    """Return a teacher with random weights, second head and shortcut."""
+    """Return a teacher with random weights, all heads and a shortcut."""
     return teacher.I3DTeacher(
         sizes.features,
         sizes.classes,
@@ -122,7 +122,7 @@ def make_task(sizes, device, kind="teacher"):
     torch.manual_seed(0)
     if kind == "teacher":
         model = make_teacher(sizes).to(device)
-        loss_function = teacher.two_head_loss
+        loss_function = teacher.all_heads_loss
         networks = [model]
     else:
         model = distill.Student(sizes.features, sizes.classes, sizes.stride).to(device)

@@ -543,7 +543,7 @@ def compare_backbone(args, model, batch, timing):
 
     def forward():
         frames, _ = model.encode(features, lengths)
-        return frames
+        return frames[0]
 
     def make_forward():
         return forward

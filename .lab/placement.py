@@ -333,7 +333,7 @@ def run_teacher(data, output_dir, report):
     schedule = freeze.UnfreezeSchedule(
         freeze.LAYERS, EPOCHS, EPOCHS, always_trainable=("stem.conv_1a",)
     )
-    loss_function = teacher.two_head_loss
+    loss_function = teacher.all_heads_loss
     model = teacher.make_model(teacher.I3DTeacher, data, config).to(DEVICE)
     run_epochs(model, data, schedule, config, loss_function, report)
     model = run_and_resume(

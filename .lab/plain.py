@@ -41,7 +41,7 @@ class PlainNetwork(teacher.Recogniser):
         hidden_size: LSTM units per direction.
         dropout: share of values dropped in front of each layer of the LSTM and of the
             classifier.
-        backbone_ctc: weight of the second head's loss in training; 0: no second head.
+        backbone_ctc: weight of the further head's loss in training; 0: no such head.
         centre_sentences: see teacher.standardise.
     """
 
@@ -62,14 +62,14 @@ class PlainNetwork(teacher.Recogniser):
         self.lstm = nn.LSTM(
             CHANNELS, hidden_size, num_layers=2, dropout=dropout, bidirectional=True
         )
-        frame_channels = CHANNELS if backbone_ctc > 0 else None
         self.classifier = teacher.Classifier(
-            2 * hidden_size, num_classes, frame_channels
+            2 * hidden_size, num_classes, [CHANNELS] if backbone_ctc > 0 else ()
         )
 
     def frames_of(self, rows, lengths):
-        """Apply the convolutions: [N, D], [B] -> [N', C], lengths' [B]."""
-        return self.convolutions(rows, lengths)
+        """Apply the convolutions: [N, D], [B] -> a list of [N', C], lengths' [B]."""
+        rows, lengths = self.convolutions(rows, lengths)
+        return [rows], lengths
 
 
 # ------------------------------------------------------------ training
@@ -82,7 +82,7 @@ class Config(teacher.TrainingConfig):
     output_dir: str = "checkpoints/plain"  # for checkpoints, log and picture
     temporal_stride: int = STRIDE  # the network has no other
     hidden_size: int = teacher.HIDDEN_SIZE  # LSTM units per direction
-    backbone_ctc: float = teacher.BACKBONE_CTC  # weight of the second head's loss
+    backbone_ctc: float = teacher.BACKBONE_CTC  # weight of the further head's loss
     pretrained_weights: str | None = None  # a checkpoint of this network; None: random
 
 
@@ -157,7 +157,7 @@ def make_parser():
         "--backbone_ctc",
         type=teacher.number(float, 0, 1000),
         metavar="WEIGHT",
-        help="of a second CTC loss on the convolutions' frames in training; 0: none",
+        help="of a CTC loss in front of the LSTM in training; 0: none",
     )
     parser.add_argument(
         "--pretrained_weights",

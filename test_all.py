@@ -5930,7 +5930,7 @@ class Raw:
 
 
 class Lab(FolderTestCase):
-    """.lab: corpora of other files and repositories, protocols, the plain network."""
+    """.lab: corpora, protocols, the plain network, exported students, live glosses."""
 
     PERSONS = ("Zoe", "Ada", "Mia")  # CopyCat's, in the order of their dates
     SPEAKERS = {1: "woman-b", 2: "man-a", 3: "woman-b", 4: "man-a", 5: "man-a"}

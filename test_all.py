@@ -1128,7 +1128,7 @@ class Training(TeacherTestCase):
         steps = self.steps_taken(run.folder)  # two per epoch
         self.assertEqual(set(steps["mixed_3b"] + steps["mixed_5c"]), {4})
         self.assertEqual(steps["stem"], [8] * 3 + [4] * 6)
-        self.assertEqual(steps["lstm"], [8] * 8)
+        self.assertEqual(set(steps["lstm"]), {8})
         self.assertEqual([row["stage"] for row in run.rows], [0, 0, 1, 1])
         for row in run.rows:
             # The rate of an epoch's last step. A stage has four: one warms up, three
@@ -1613,7 +1613,12 @@ class Corpus(TeacherTestCase):
         self.write(folder / "dev.corpus.csv", HEADER + dev)
 
         status, out, err = self.program(
-            teacher.main, "--validate_data", folder, "--json"
+            teacher.main,
+            "--validate_data",
+            folder,
+            "--temporal_stride",
+            4,
+            "--json",
         )
 
         frames = [len(np.load(file)) for file in features.glob("dev/*")]
@@ -1671,7 +1676,8 @@ class Corpus(TeacherTestCase):
         for k, path in enumerate(sorted(folder.rglob("*.npy"))):
             np.save(path, np.load(path)[: 1 + k % 2])
 
-        _, out, err = self.program(teacher.main, "--validate_data", folder)
+        flags = ["--validate_data", folder, "--temporal_stride", 4]
+        _, out, err = self.program(teacher.main, *flags)
 
         words = "6 of 6 train sentences have fewer frames than glosses, the first has "
         self.assertRegex(out, rf"{words}the shape \[[12], 16\], expected \[T, D\]")
@@ -2207,6 +2213,7 @@ class TeacherProgram(TeacherTestCase):
         # As timeout and cluster schedulers send it; worker processes get none.
         flags = ["--data_dir", self.corpus(), "--epochs", 5000, "--num_workers", 2]
         flags += ["--output_dir", self.folder / "run", "--hidden_size", 8]
+        flags += ["--shortcut_channels", 8]
         command = [sys.executable, HERE / "teacher.py"] + flags
         environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONUNBUFFERED": "1"}
         process = subprocess.Popen(
@@ -2385,6 +2392,7 @@ class Resuming(TeacherTestCase):
         shared = ["--output_dir", "run", "--batch_size", 2, "--device", "cpu"]
         weights = adapt.fetch_kinetics().resolve()
         teachers_flags = ["--data_dir", self.corpus(), "--hidden_size", 8]
+        teachers_flags += ["--shortcut_channels", 8]
         teachers_flags += ["--epochs", 6, "--pretrained_weights", weights]
         teachers_flags += ["--progressive_unfreeze", "--unfreeze_stages", 3]
         students_flags = ["--teacher_checkpoint", best, "--channels", 8, "--epochs", 4]
@@ -2457,6 +2465,7 @@ class Resuming(TeacherTestCase):
         other = self.folder / "other"
         named_flags = shlex.split(command.replace("DIR", str(other)))
         shape = ["--data_dir", self.corpus(), "--hidden_size", 8, "--epochs", 1]
+        shape += ["--temporal_stride", 4, "--shortcut_channels", 8]
         status, out, _ = self.program(teacher.main, *named_flags, *shape)
         self.assertEqual(status, 0)
         self.assertIn("Fresh (not in the checkpoint): nothing", out)
@@ -2556,7 +2565,8 @@ class Device(TeacherTestCase):
     def test_students_gradients_are_near_those_in_float64(self):
         data = self.data()
         teacher_model, _ = self.model_and_optimizer(data)
-        student = teacher.make_model(distill.Student, data, distill.Config(channels=16))
+        config = distill.Config(channels=16, temporal_stride=4)
+        student = teacher.make_model(distill.Student, data, config)
         teachers = {
             torch.float64: copy.deepcopy(teacher_model).double().eval(),
             torch.float32: teacher_model.to(DEVICE).eval(),
@@ -2830,7 +2840,8 @@ class SeveralProcesses(FolderTestCase):
         flags = ["--data_dir", self.corpus(train=9), "--batch_size", 5]
         flags += ["--pretrained_weights", adapt.fetch_kinetics().resolve()]
         flags += ["--progressive_unfreeze", "--unfreeze_stages", 3, "--epochs", 3]
-        flags += ["--hidden_size", 8, "--dropout", 0, "--output_dir"]
+        flags += ["--hidden_size", 8, "--shortcut_channels", 8, "--dropout", 0]
+        flags += ["--output_dir"]
         resume_flags = ["--resume", "--output_dir", several]
 
         status, _, stderr = self.program(teacher.main, *flags, one)
@@ -4216,6 +4227,7 @@ class Distillation(FolderTestCase):
             temporal_stride=8,
             hidden_size=8,
             shortcut_channels=0,
+            centre_sentences=False,
         )
         torch.manual_seed(2)  # with it the answers to all train sentences differ
         self.teacher = random_model(teacher.I3DTeacher, self.teacher_config)
@@ -4579,7 +4591,8 @@ class Distillation(FolderTestCase):
         best_path = folder / "best_student.pth"
 
         trained, _ = self.run_json(distill.main, "--evaluate", best_path)
-        config = distill.Config(data_dir=str(self.data_dir))  # two epochs say blanks
+        # Two epochs say blanks.
+        config = distill.Config(data_dir=str(self.data_dir), temporal_stride=8)
         save_checkpoint(random_model(distill.Student, config), best_path, config)
         scored, _ = self.run_json(distill.main, "--evaluate", best_path)
         predicted, _ = self.run_json(
@@ -6205,7 +6218,7 @@ class Lab(FolderTestCase):
         lengths = torch.tensor([27, 1, 40, 14])
         features = torch.randn(4, 40, 6, dtype=torch.float64)
         for stride in teacher.STRIDES:
-            model = teacher.I3DTeacher(6, 5, stride, 8).double()
+            model = teacher.I3DTeacher(6, 5, stride, 8, dropout=0.0).double()
             parameters = [model.stem.conv_1a.conv.weight, model.mixed_5c.b1b.bn.bias]
             (expected_frames,), expected_lengths = model.encode(features, lengths)
             weights = torch.randn_like(expected_frames)
@@ -6763,7 +6776,9 @@ class Lab(FolderTestCase):
     def test_deployed_files_answer_as_the_network(self):
         deploy = lab_module("deploy")
         path = self.folder / "student.pth"
-        config = distill.Config(channels=16, data_dir=str(self.corpus()))
+        config = distill.Config(
+            channels=16, temporal_stride=4, data_dir=str(self.corpus())
+        )
         save_checkpoint(random_model(distill.Student, config), path, config)
 
         with mock.patch.object(deploy, "MAX_FRAMES", 12):
@@ -6797,7 +6812,7 @@ class Lab(FolderTestCase):
 
     def live_student(self, feature_dim=112):
         """Export a random student of landmarks; return its network and the file."""
-        config = distill.Config(channels=16)
+        config = distill.Config(channels=16, temporal_stride=4, centre_sentences=False)
         student = distill.Student(feature_dim, len(VOCABULARY), channels=16)
         for parameter in student.parameters():
             if parameter.dim() > 1:
@@ -7045,7 +7060,7 @@ class Readme(FolderTestCase):
     def export_student_and_predict(self, name):
         """Write a student and recording.npy; return the glosses by --predict."""
         path = self.folder / "student.pth"
-        config = distill.Config(channels=16)
+        config = distill.Config(channels=16, temporal_stride=4)
         save_checkpoint(random_model(distill.Student, config), path, config)
         exported = self.folder / name
         recording = np.random.default_rng(0).standard_normal((50, FEATURE_DIM))

@@ -109,14 +109,7 @@ def distillation_loss(student, batch, teacher_model, alpha, temperature):
 # ------------------------------------------------------------ the network
 
 KERNEL = 9  # frames that a block's convolution reads
-DILATIONS = (
-    1,
-    1,
-    2,
-    2,
-    4,
-    4,
-)  # of the blocks: frames from one that is read to the next
+DILATIONS = (1, 1, 2, 2, 4, 4)  # of the blocks: frames from one read to the next
 EXPANSION = 2  # a block's hidden channels per channel
 BLOCK_DROPOUT = 0.1  # share of a block's output dropped in training
 

@@ -76,7 +76,7 @@ HIDDEN_SIZE = 256  # LSTM units per direction
 SHORTCUT_KERNEL = 5  # frames that a unit of Shortcut reads
 SHORTCUT_CHANNELS = 512  # of Shortcut
 DROPOUT = 0.5  # share of values dropped in front of the LSTM and of the classifier
-FEATURE_CLIP_STD = 1e4  # features are clamped to so many standard deviations
+FEATURE_CLIP_STD = 100  # features are clamped to so many standard deviations
 
 
 def neighbours(lengths, kernel, left, stride=1, dilation=1, device="cpu"):
@@ -128,10 +128,10 @@ def max_pool(rows, index):
 
 
 def standardise(features, lengths, mean, std, centre_sentences):
-    """Express features in standard deviations from the train split's or their own mean.
+    """Express features in the train split's standard deviations from a mean.
 
-    They are clamped, so that one wrong frame of a tracker does not become infinite in
-    the layers behind.
+    They are clamped, so that a wrong frame of a tracker neither becomes infinite in the
+    layers behind nor moves the mean of its sentence far.
 
     Args:
         features: [B, T, D].
@@ -140,7 +140,8 @@ def standardise(features, lengths, mean, std, centre_sentences):
         std: [D] of the train split.
         centre_sentences: take each sentence's mean as its zero, so that it no longer
             tells where a signer stands; speech recognition calls this cepstral mean
-            normalisation (Atal 1974, JASA 55).
+            normalisation (Atal 1974, JASA 55). A sentence without movement becomes all
+            zeros.
 
     Returns:
         Features [B, T, D], meaningless past a sentence's end.
@@ -151,7 +152,7 @@ def standardise(features, lengths, mean, std, centre_sentences):
         return standardised
     lengths = lengths.to(features.device, non_blocking=True)
     inside = frame_mask(lengths, features.shape[1])[:, :, None]  # [B, T, 1]
-    total = (standardised * inside).sum(dim=1, keepdim=True)  # [B, 1, D]
+    total = standardised.masked_fill(~inside, 0).sum(dim=1, keepdim=True)  # [B, 1, D]
     return standardised - total / lengths[:, None, None]
 
 
@@ -223,7 +224,7 @@ class Shortcut(nn.Module):
     """Convolutions over time from features to frames: [N, D], [B] -> [N', C], [B].
 
     This is the field's usual temporal module (VAC: Min et al. 2021, arXiv 2104.02330,
-    section 3.1): units of SHORTCUT_KERNEL frames, each followed by a max-pooling of 2.
+    section 3.1): units of SHORTCUT_KERNEL frames, followed by max-poolings of 2.
 
     Args:
         feature_dim: D.
@@ -281,7 +282,7 @@ class Classifier(nn.Linear):
 
 
 class Recogniser(nn.Module):
-    """Standardised features, frames, BiLSTM, classifier: what teacher.train can train.
+    """Standardised features, frames, BiLSTM, classifier: the teacher and its like.
 
     A network derives from it: it defines `kind`, `options`, `frames_of` and the layers
     `lstm` and `classifier`, a Classifier.
@@ -298,7 +299,7 @@ class Recogniser(nn.Module):
         self.dropout = dropout
         self.backbone_ctc = backbone_ctc
         self.centre_sentences = centre_sentences
-        # With these values features are taken as they are; make_model sets the data's.
+        # With these values features are not scaled; make_model sets the data's.
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
         self.register_buffer("feature_std", torch.ones(feature_dim))
 
@@ -415,8 +416,8 @@ class I3DTeacher(Recogniser):
 
     At a temporal stride of 4 the last pooling, at 2 both keep their window, but no
     longer halve time, and all kernels behind are dilated instead (a trous: Chen et al.
-    2018, arXiv 1606.00915). In evaluation every second (fourth) output frame then
-    equals that of the network at stride 8.
+    2018, arXiv 1606.00915). In evaluation every second (fourth) frame of the backbone
+    then equals that of the network at stride 8.
 
     Args:
         feature_dim: D.
@@ -542,7 +543,7 @@ PRECISION = "float32"
 def sentence_ctc_losses(logits, lengths, batch):
     """Compute CTC losses in nats per gloss: [B, T', V], [B] -> [B].
 
-    They are the training loss of teacher and student, and the loss reported on dev.
+    They are part of the training loss of teacher and student, and the loss on dev.
     Each sentence's loss is divided by its number of glosses. It is infinite where the
     sentence has too few output frames. Under autocast it is computed in float32.
     """
@@ -859,11 +860,13 @@ def train(model, data, schedule, config, loss_function=all_heads_loss, resumed=N
         The log's row of the best epoch, a dict.
 
     Raises:
-        ValueError: no train sentence is long enough, or last.pth is of other data.
+        ValueError: no train sentence is long enough, the model was made with other
+            options than the config's, or last.pth is of other data.
         FloatingPointError: training diverged; the last good checkpoints stay.
         OSError: a file cannot be written.
     """
     config = with_stride(config, data)
+    refuse_other_options(model, config)
     train_sentences, dev_sentences = select_sentences(data, config)
     train_loader = make_train_loader(train_sentences, data, config)
     dev_loader = make_loader(dev_sentences, data.vocabulary, config)
@@ -1039,9 +1042,15 @@ class Run:
                 f"{self.folder / LAST_CHECKPOINT}: made from other data than "
                 f"{self.data.name}, expected the same glosses and features"
             )
+        arguments = self.header["arguments"]
+        for name in self.model.options:
+            if checkpoint["config"][name] != arguments[name]:
+                raise ValueError(
+                    f"{self.folder / LAST_CHECKPOINT}: made with {name} "
+                    f"{checkpoint['config'][name]}, not {arguments[name]}"
+                )
         self.model.load_state_dict(checkpoint["model_state_dict"])
         self.optimizer.load_state_dict(checkpoint["optimizer"])
-        arguments = self.header["arguments"]
         self.header = {**checkpoint["header"], "arguments": arguments}
         self.history = checkpoint["log"]
 
@@ -1586,17 +1595,45 @@ def report_unannotated_files(sentences):
 def with_stride(config, data):
     """Return the config with the temporal stride that the data allow, if it has none.
 
-    It is the largest one at which CTC can align every train sentence, or if there is
-    none the smallest: the fewer output frames, the faster and the easier to align.
+    It is the largest one at which CTC can align every train sentence that it can align
+    at all: the fewer output frames, the faster and the easier to align.
     """
     if config.temporal_stride is not None:
         return config
-    sentences = data.splits["train"]
+    smallest = min(STRIDES)
+    sentences = [item for item in data.splits["train"] if item.fits(smallest)]
     fitting = [
         stride for stride in STRIDES if all(item.fits(stride) for item in sentences)
     ]
-    stride = max(fitting, default=min(STRIDES))
-    return dataclasses.replace(config, temporal_stride=stride)
+    return dataclasses.replace(config, temporal_stride=max(fitting))
+
+
+def stride_line(config, data):
+    """Return a line on the temporal stride, and on why it is not larger."""
+    line = f"Temporal stride: {config.temporal_stride} frames per output frame"
+    larger = [stride for stride in STRIDES if stride > config.temporal_stride]
+    if larger:
+        sentences = data.splits["train"]
+        short = [item for item in sentences if not item.fits(min(larger))]
+        line += (
+            f"; {len(short)} of {len(sentences)} train sentences are too short for "
+            f"{min(larger)}"
+        )
+        if short:
+            line += f", such as {short[0].id}"
+    return line
+
+
+def refuse_other_options(model, config):
+    """Raise ValueError where a model was made with other options than a config's."""
+    for name in model.options:
+        wanted = getattr(config, name)
+        found = getattr(model, name, wanted)  # not every option is kept by its name
+        if found != wanted:
+            raise ValueError(
+                f"a model with {name} {found} and a config with {wanted}, expected the "
+                f"same: make_model takes it from the config"
+            )
 
 
 def select_sentences(data, config):
@@ -2577,7 +2614,7 @@ def make_shared_parser(program, description):
 
 
 def add_training_flags(parser):
-    """Add a flag for every setting of a TrainingConfig but the temporal stride."""
+    """Add a flag for every setting that teacher and student choose for themselves."""
     group = parser.add_argument_group("training")
     count = number(int, 1, 10**6)
     non_negative = number(float, 0, 1000)
@@ -3052,7 +3089,7 @@ def validate_data(config):
     data = read_data(config.data_dir, clean=config.clean_annotations)
     facts = describe_data(data)
     config = with_stride(config, data)
-    print(f"Temporal stride: {config.temporal_stride} frames per output frame")
+    print(stride_line(config, data))
     usable = len(alignable(data, config.temporal_stride))
     count = len(data.splits["train"])
     known = facts["dev"]["glosses"] - len(facts["dev"]["unknown"])
@@ -3080,7 +3117,7 @@ def train_teacher(config, resumed=None):
     data = read_data(config.data_dir, clean=config.clean_annotations)
     describe_data(data)
     config = with_stride(config, data)
-    print(f"Temporal stride: {config.temporal_stride} frames per output frame")
+    print(stride_line(config, data))
     model = make_model(I3DTeacher, data, config)
     if resumed is None:
         fresh_modules = load_weights(model, data, config)

@@ -484,6 +484,18 @@ class Network(TeacherTestCase):
                     found[k, :length].double(), expected, rtol=0, atol=1e-5
                 )
 
+    def test_a_wrong_frame_moves_its_sentence_little(self):
+        features = torch.zeros(1, 50, 2)
+        features[0, 7] = 1e30
+        lengths = torch.tensor([50])
+
+        found = teacher.standardise(
+            features, lengths, torch.zeros(2), torch.ones(2), True
+        )
+
+        others = torch.cat((found[0, :7], found[0, 8:]))
+        self.assertLessEqual(others.abs().max(), 2.0)  # 100 deviations over 50 frames
+
     def test_padding_changes_no_gradient(self):
         results = []
         for padding in (0, 37):
@@ -812,6 +824,40 @@ class Training(TeacherTestCase):
         for function in taking_args:
             _, line = inspect.getsourcelines(function)
             self.assertGreater(line, first_line_of_program, function.__name__)
+
+    def test_stride_is_the_largest_that_every_usable_sentence_fits(self):
+        data = self.data()
+        glosses = ("A", "A", "B", "C")  # CTC needs five output frames
+        for lengths, stride in (
+            ((40, 33), 8),  # 33 frames make 5 at a stride of 8
+            ((40, 32), 4),
+            ((40, 16), 2),
+            ((40, 3), 8),  # 3 frames are too few at any stride
+        ):
+            sentences = [
+                teacher.Sentence(f"s{k}", "x", glosses, np.zeros((length, 16)), length)
+                for k, length in enumerate(lengths)
+            ]
+            some = dataclasses.replace(data, splits={"train": sentences})
+            with self.subTest(lengths=lengths):
+                chosen = teacher.with_stride(teacher.Config(), some)
+                given = teacher.with_stride(teacher.Config(temporal_stride=4), some)
+
+                self.assertEqual(chosen.temporal_stride, stride)
+                self.assertEqual(given.temporal_stride, 4)
+
+    def test_training_refuses_a_model_of_another_stride(self):
+        data = self.data()
+        model, _ = self.model_and_optimizer(data, temporal_stride=8)
+        schedule = freeze.UnfreezeSchedule(freeze.LAYERS, 1, 1, None)
+        folder = self.folder / "run"
+        config = small_config(temporal_stride=4, epochs=1, output_dir=str(folder))
+
+        with self.assertRaisesRegex(
+            ValueError, "temporal_stride 8 and a config with 4"
+        ):
+            teacher.train(model, data, schedule, config)
+        self.assertFalse(folder.exists())
 
     def test_library_run_equals_the_program(self):
         config = teacher.Config(

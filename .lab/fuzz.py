@@ -124,7 +124,12 @@ def checkpoint_targets():
     checkpoint = {
         "model": "student",
         "model_state_dict": student.state_dict(),
-        "config": {"temporal_stride": 4, "channels": 4, "dropout": 0.3},
+        "config": {
+            "temporal_stride": 4,
+            "channels": 4,
+            "dropout": 0.3,
+            "centre_sentences": False,
+        },
         "vocabulary": ["<blank>", "A", "B", "C"],
         "epoch": 0,
         "wer": 0.5,

@@ -101,11 +101,12 @@ def load_weights(model, path, vocabulary):
         if not of_data and (same_glosses or not of_glosses):
             weights[name] = value
     try:
-        model.load_state_dict(weights, strict=False)
+        missing = model.load_state_dict(weights, strict=False).missing_keys
     except RuntimeError as error:
         reason = " ".join(str(error).split())[:200]
         raise ValueError(f"{path}: does not fit this network ({reason})") from error
-    fresh = "nothing" if same_glosses else "classifier (other glosses)"
+    modules = {name.rpartition(".")[0] for name in missing if "." in name}
+    fresh = ", ".join(sorted(modules)) or "nothing"
     print(f"Weights from {path}, fresh: {fresh}")
 
 

@@ -5,7 +5,7 @@
 
 Each 3D kernel keeps its values and loses their places; BatchNorm is kept. What a
 network still gains from such weights is due to the values' distribution and to
-BatchNorm, not to what Kinetics-400 has taught.
+BatchNorm, not to the patterns that the kernels have learned.
 """
 
 import argparse

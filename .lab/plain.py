@@ -8,8 +8,8 @@ r"""The plain network that a user would pick instead of the teacher, as the bar 
 Two convolutions over time with max-pooling and a BiLSTM of two layers, the field's
 usual temporal module (VAC: Min et al. 2021, arXiv 2104.02330), from random
 weights. Data, augmentation, losses, training loop and checkpoints are the library's: it
-shows what another network needs to be trained by teacher.train. It has the flags of
-teacher.py but those of the stride, of adaptation and of freezing.
+shows what another network needs to be trained by teacher.train. It has teacher.py's
+flags of training, data and evaluation; --pretrained_weights takes a file of its own.
 
 Axes: see teacher.py.
 """

@@ -1,7 +1,8 @@
-"""The teacher: a 1D I3D backbone and a BiLSTM, trained with CTC on per-frame features.
+r"""The teacher: a 1D I3D backbone and a BiLSTM, trained with CTC on per-frame features.
 
     $ python teacher.py --pretrained_weights i3d_kinetics400 --progressive_unfreeze
-    $ python teacher.py --pretrained_weights i3d_kinetics400 --data_dir DIR --epochs 150
+    $ python teacher.py --pretrained_weights i3d_kinetics400 --data_dir DIR \
+          --adapt_method spatial_mean
     $ python teacher.py --evaluate checkpoints/teacher/best_i3d.pth --split test
 
 Without --data_dir a built-in corpus of made-up signing is learned: the first command

@@ -7,8 +7,8 @@ r"""The teacher: a 1D I3D backbone and a BiLSTM, trained with CTC on per-frame f
 
 Without --data_dir a built-in corpus of made-up signing is learned: the first command
 takes some minutes on one CPU core. The network is I3D (Carreira & Zisserman 2017, arXiv
-1705.07750, figure 3) over time alone; it is trained with connectionist temporal
-classification (CTC: Graves et al. 2006) over glosses.
+1705.07750, figure 3) over time alone, with a few convolutions beside it; it is trained
+with connectionist temporal classification (CTC: Graves et al. 2006) over glosses.
 
 The file reads from top to bottom: network, training, data, the built-in corpus, several
 processes, reporting, the program.

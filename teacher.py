@@ -727,12 +727,22 @@ def recognise(model, sentences, vocabulary, config, beam_width=1):
         config: a TrainingConfig.
         beam_width: prefixes kept after each frame; 1 is greedy decoding.
     """
+    return make_evaluator(model, sentences, vocabulary, config, beam_width)()
+
+
+def make_evaluator(model, sentences, vocabulary, config, beam_width=1):
+    """Return what recognise does as a function () -> Evaluation.
+
+    It can be called again and again; worker processes then live on.
+    """
     decode = wer.greedy_decode
     if beam_width > 1:
         decode = functools.partial(wer.beam_decode, beam_width=beam_width)
     loader = make_loader(sentences, vocabulary, config)
     references = [sentence.glosses for sentence in sentences]
-    return evaluate(model, loader, references, vocabulary, decode, config.precision)
+    return functools.partial(
+        evaluate, model, loader, references, vocabulary, decode, config.precision
+    )
 
 
 def frame_mask(lengths, frames):
@@ -870,17 +880,8 @@ def train(model, data, schedule, config, loss_function=all_heads_loss, resumed=N
     refuse_other_options(model, config)
     train_sentences, dev_sentences = select_sentences(data, config)
     train_loader = make_train_loader(train_sentences, data, config)
-    dev_loader = make_loader(dev_sentences, data.vocabulary, config)
-    references = [sentence.glosses for sentence in dev_sentences]
-    evaluate_dev = functools.partial(
-        evaluate,
-        model,
-        dev_loader,
-        references,
-        data.vocabulary,
-        precision=config.precision,
-    )
-    constant_wer, _ = wer.constant_answer(references)
+    evaluate_dev = make_evaluator(model, dev_sentences, data.vocabulary, config)
+    constant_wer, _ = wer.constant_answer([item.glosses for item in dev_sentences])
     run = Run(model, schedule, data, config, constant_wer)
     run.begin(resumed)
     in_first_process(run.save)  # before epoch 0 too, so that any run can be resumed

@@ -2853,6 +2853,9 @@ def run_program(parser, argv, model_class, run):
         if args.json and process_rank() == 0:
             print(json.dumps(result))
         if distributed.is_initialized():
+            # Without it, gloo's threads of a process that is the first to end may still
+            # hold tensors while Python shuts down, which aborts the process.
+            distributed.barrier()
             distributed.destroy_process_group()
     except (Exception, KeyboardInterrupt) as error:
         status, message = explain_failure(error, args)

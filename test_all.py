@@ -2739,6 +2739,7 @@ for case in torch.load(cases_path):
     }
     results.append(result)
 torch.save(results, f"{results_path}{rank}")
+torch.distributed.barrier()
 torch.distributed.destroy_process_group()
 """
 

@@ -115,9 +115,8 @@ def gather_rows(rows, index):
     The index N, one past the last row, reads as zeros.
     """
     padded = F.pad(rows, (0, 0, 0, 1))  # [N, C] -> [N + 1, C], the last one zeros
-    # padded[index] gives the same, but its backward pass is slower; padding_idx keeps
-    # the gradient of the zeros from being summed up.
-    return F.embedding(index, padded, padding_idx=len(rows))
+    # padded[index] gives the same, but its backward pass is slower.
+    return padded.index_select(0, index.flatten()).unflatten(0, index.shape)
 
 
 def max_pool(rows, index):

@@ -6168,12 +6168,15 @@ class Lab(FolderTestCase):
 
         ((train, dev),) = self.folds(corpus, *flags).values()
         ((other_train, _),) = self.folds(corpus, *flags, "--seed", "1").values()
-        fold, _ = sorted((self.folder / "folds").glob("*/fold2"))
+        ((same_train, few),) = self.folds(corpus, *flags, "--held_out", "4").values()
+        fold = min((self.folder / "folds").glob("*/fold2"))
         data, _ = printed(teacher.read_data, fold)
 
         signers = {row["signer"] for row in train + dev}
         self.assertEqual((signers, len(train), len(dev)), ({"s3"}, 5, 31))
         self.assertNotEqual(train, other_train)
+        self.assertEqual((same_train, len(few)), (train, 4))
+        self.assertTrue(all(row in dev for row in few))
         self.assertEqual([len(data.splits[s]) for s in ("train", "dev")], [5, 31])
 
     def test_copycat_protocol_errors_are_one_line(self):

@@ -19,7 +19,8 @@ from the network of the same fold of another:
     signer      train: the other signers; dev: this signer
     sentences   train: most phrases; dev: the other HELD_OUT_PHRASES; only fold0
     both        train: most phrases by the other signers; dev: the rest by this one
-    personal    train: --recordings of this signer, drawn by --seed; dev: the others
+    personal    train: --recordings of this signer, drawn by --seed; dev: the others,
+                or --held_out of them
 """
 
 import argparse
@@ -154,7 +155,7 @@ def count_phrases(phrases):
     return counts
 
 
-def divide(sentences, protocol, signer, recordings, seed):
+def divide(sentences, protocol, signer, recordings, held_out, seed):
     """Divide a corpus by a protocol.
 
     Args:
@@ -162,6 +163,7 @@ def divide(sentences, protocol, signer, recordings, seed):
         protocol: one of PROTOCOLS.
         signer: who is held out; "sentences" holds out none.
         recordings: of the signer in train; "personal" alone has any.
+        held_out: at most so many are in dev of "personal"; None: all others.
         seed: of their draw.
 
     Returns:
@@ -180,17 +182,21 @@ def divide(sentences, protocol, signer, recordings, seed):
                 f"--recordings {recordings}: {signer} has {len(own)}, expected 1 to "
                 f"{len(own) - 1}"
             )
-        drawn = set(random.Random(seed).sample(range(len(own)), recordings))
+        generator = random.Random(seed)
+        drawn = set(generator.sample(range(len(own)), recordings))
         train = [s for k, s in enumerate(own) if k in drawn]
-        return train, [s for k, s in enumerate(own) if k not in drawn]
-    held_out = draw_phrases(sentences)
+        others = [s for k, s in enumerate(own) if k not in drawn]
+        if held_out is not None and held_out < len(others):
+            others = generator.sample(others, held_out)
+        return train, others
+    phrases = draw_phrases(sentences)
     if protocol == "sentences":
         own = others = sentences
-    train = [s for s in others if s.glosses not in held_out]
-    return train, [s for s in own if s.glosses in held_out]
+    train = [s for s in others if s.glosses not in phrases]
+    return train, [s for s in own if s.glosses in phrases]
 
 
-def write_folds(corpus, out, protocol, chosen, recordings, seed):
+def write_folds(corpus, out, protocol, chosen, recordings, held_out, seed):
     """Write the folds of a protocol, and print their sizes.
 
     Args:
@@ -199,6 +205,7 @@ def write_folds(corpus, out, protocol, chosen, recordings, seed):
         protocol: one of PROTOCOLS.
         chosen: the signers that are held out, each in a fold; none: every signer.
         recordings: see divide.
+        held_out: see divide.
         seed: see divide.
 
     Raises:
@@ -224,7 +231,7 @@ def write_folds(corpus, out, protocol, chosen, recordings, seed):
             continue
         folder = Path(out, f"fold{fold}")
         corpora.refuse_existing(folder)
-        parts = divide(sentences, protocol, signer, recordings, seed)
+        parts = divide(sentences, protocol, signer, recordings, held_out, seed)
         for split, part in zip(("train", "dev"), parts, strict=True):
             if not part:
                 raise ValueError(f"{source}: {folder.name} has no sentence in {split}")
@@ -253,6 +260,7 @@ def run(args):
         protocol,
         args.protocol[1:],
         args.recordings,
+        args.held_out,
         args.seed,
     )
 
@@ -270,6 +278,9 @@ def main():
     )
     parser.add_argument(
         "--recordings", type=int, default=25, help="in train of a personal fold"
+    )
+    parser.add_argument(
+        "--held_out", type=int, metavar="N", help="at most N in dev of a personal fold"
     )
     parser.add_argument("--seed", type=int, default=0, help="of their draw")
     corpora.run(parser, run)

@@ -2544,6 +2544,25 @@ RESUME_MAY_CHANGE = {
     "export",
 }
 
+# The flags that --evaluate and --predict read; all others are for training.
+EVALUATION_USES = {
+    "evaluate",
+    "predict",
+    "split",
+    "beam_width",
+    "ctm",
+    "json",
+    "export",
+    "data_dir",
+    "clean_annotations",
+    "output_dir",
+    "overfit",
+    "batch_size",
+    "num_workers",
+    "precision",
+    "device",
+}
+
 
 def refuse_unwritable(folder, flag):
     """Raise ValueError where no file can be written into a folder, made if missing.
@@ -2843,6 +2862,8 @@ def run_program(parser, argv, model_class, run):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.redirect_stdout(message_stream(args.json)):
+            if args.evaluate is not None or args.predict is not None:
+                name_unused_flags(parser, args)
             resumed = None
             if args.resume:
                 args, resumed = parse_resumed(parser, argv, args, model_class)
@@ -2861,6 +2882,16 @@ def run_program(parser, argv, model_class, run):
         if status is None:
             raise
         parser.exit(status, f"{parser.prog}: {message}\n")
+
+
+def name_unused_flags(parser, args):
+    """Print which of the given flags --evaluate and --predict do not read, if any."""
+    unused = []
+    for name in sorted(vars(args).keys() - EVALUATION_USES):
+        if getattr(args, name) != parser.get_default(name):
+            unused.append(f"--{name}")
+    if unused:
+        print(f"Flags of training, not used here: {' '.join(unused)}")
 
 
 def explain_failure(error, args):

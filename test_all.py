@@ -2077,6 +2077,16 @@ class TeacherProgram(TeacherTestCase):
         self.assertIn(f"WER {100 * errors / glosses:.2f}%", err)
         self.assertEqual(found_by_beam["hypotheses"], beam)
 
+    def test_evaluate_names_the_flags_it_does_not_use(self):
+        checkpoint, _ = self.checkpoint()
+        flags = ["--epochs", 7, "--temporal_stride", 8, "--beam_width", 2]
+
+        _, err = self.evaluate(checkpoint, *flags)
+        _, err_without_flags = self.evaluate(checkpoint)
+
+        self.assertIn("not used here: --epochs --temporal_stride\n", err)
+        self.assertNotIn("not used", err_without_flags)
+
     def test_ctm_is_scored_alike_by_wer(self):
         checkpoint, _ = self.checkpoint(std=0.1)
         ctm = self.folder / "hyp.ctm"

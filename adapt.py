@@ -728,7 +728,7 @@ def load_pretrained(model, source, method=METHOD, vocabulary=None):
         source: path of a checkpoint, or i3d_kinetics400.
         method: how 3D kernels are adapted, one of METHODS.
         vocabulary: the model's classes. A classifier that was trained for others is not
-            loaded. None: not checked.
+            loaded, but for the projections in it. None: not checked.
 
     Returns:
         LoadReport.
@@ -822,7 +822,7 @@ def why_not_loaded(name, value, state, other_classes):
         return "belongs to no layer: taken from the training data"
     if value.shape != state[name].shape:
         return f"shape {list(value.shape)}, expected {list(state[name].shape)}"
-    if name.startswith("classifier.") and other_classes is not None:
+    if module_of(name) == "classifier" and other_classes is not None:
         return f"trained for another vocabulary of {other_classes} classes"
     return None
 

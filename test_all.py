@@ -3786,7 +3786,7 @@ class Adaptation(FolderTestCase):
         self.assertTrue(torch.equal(model.classifier.bias, bias))
 
     def test_classifier_needs_its_own_vocabulary(self):
-        source = small_teacher(8, 3)
+        source = small_teacher(8, 3, backbone_ctc=1)
         decomposed = ["-", "A", "U\u0308"]
         content = {"model_state_dict": source.state_dict(), "vocabulary": decomposed}
         path = self.save(content)
@@ -3796,7 +3796,7 @@ class Adaptation(FolderTestCase):
             (None, []),
         ):
             with self.subTest(vocabulary=vocabulary):
-                model = small_teacher(8, 3)
+                model = small_teacher(8, 3, backbone_ctc=1)
 
                 report = adapt.load_pretrained(model, path, vocabulary=vocabulary)
 
@@ -3807,6 +3807,10 @@ class Adaptation(FolderTestCase):
                 self.assertTrue(torch.equal(lstm, source.lstm.weight_hh_l0))
                 same = torch.equal(model.classifier.weight, source.classifier.weight)
                 self.assertEqual(same, not fresh)
+                # A further head's projection says nothing of glosses.
+                projection = model.classifier.projections[0].weight
+                expected_projection = source.classifier.projections[0].weight
+                self.assertTrue(torch.equal(projection, expected_projection))
 
     def test_estimated_statistics_are_the_batches_mean(self):
         layers = (freeze.BatchNorm1d(3), nn.Linear(3, 2), freeze.BatchNorm1d(2))

@@ -298,7 +298,7 @@ def gpu_work(function, timing, step_ms):
     spans = []
     if timing.device.startswith("cuda"):
         activities = [torch.profiler.ProfilerActivity.CUDA]
-        with torch.profiler.profile(activities=activities) as profiler:
+        with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
             function()
             torch.cuda.synchronize()
         with tempfile.TemporaryDirectory() as folder:

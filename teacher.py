@@ -127,6 +127,11 @@ def max_pool(rows, index):
     return gather_rows(rows, index).amax(dim=1)
 
 
+def pad(rows, lengths):
+    """Put sentences into a batch: rows [N, C], lengths [B] -> [B, T, C] with zeros."""
+    return rnn.pad_sequence(rows.split(lengths.tolist()), batch_first=True)
+
+
 def standardise(features, lengths, mean, std, centre_sentences):
     """Express features in the train split's standard deviations from a mean.
 
@@ -373,6 +378,19 @@ class Recogniser(nn.Module):
             dropout in training; and lengths' [B].
 
         Raises:
+            ValueError: see rows_of.
+        """
+        rows, lengths = self.rows_of(features, lengths)
+        kinds, lengths = self.frames_of(rows, lengths)
+        frames = []
+        for rows in kinds:
+            frames.append(F.dropout(pad(rows, lengths), self.dropout, self.training))
+        return frames, lengths
+
+    def rows_of(self, features, lengths):
+        """Standardise features and leave out padding: [B, T, D] -> [N, D], lengths [B].
+
+        Raises:
             ValueError: shapes that do not fit each other or the network.
         """
         lengths = torch.as_tensor(lengths).cpu()
@@ -385,14 +403,8 @@ class Recogniser(nn.Module):
             self.centre_sentences,
         )
         pairs = zip(features, lengths.tolist(), strict=True)
-        rows = torch.cat([sentence[:length] for sentence, length in pairs])  # [N, D]
-        kinds, lengths = self.frames_of(rows, lengths)
-        frames = []
-        for rows in kinds:
-            sentences = rows.split(lengths.tolist())
-            padded = rnn.pad_sequence(sentences, batch_first=True)
-            frames.append(F.dropout(padded, self.dropout, self.training))
-        return frames, lengths
+        rows = torch.cat([sentence[:length] for sentence, length in pairs])
+        return rows, lengths
 
     def check_shapes(self, features, lengths):
         """Raise ValueError unless features are [B, T, D], and lengths [B] 1 to T."""
@@ -484,15 +496,24 @@ class I3DTeacher(Recogniser):
         Returns:
             A list of rows [N', 1024] and [N', shortcut_channels], and lengths' [B].
         """
-        backbone_frames, output_lengths = self.backbone(rows, lengths)
+        backbone_frames, output_lengths = self.i3d(rows, lengths)
         kinds = [backbone_frames]
         if self.lstm.shortcut is not None:
             shortcut_frames, _ = self.lstm.shortcut(rows, lengths)
             kinds.append(shortcut_frames)
         return kinds, output_lengths
 
-    def backbone(self, rows, lengths):
-        """Apply I3D, stem to mixed_5c: [N, D], [B] -> [N', 1024], lengths' [B]."""
+    def backbone(self, features, lengths):
+        """Apply I3D alone: [B, T, D], [B] -> [B, T', 1024], lengths' [B].
+
+        The frames past a sentence's end are zeros.
+        """
+        rows, lengths = self.rows_of(features, lengths)
+        rows, lengths = self.i3d(rows, lengths)
+        return pad(rows, lengths), lengths
+
+    def i3d(self, rows, lengths):
+        """Apply stem to mixed_5c: [N, D], [B] -> [N', 1024], lengths' [B]."""
         find_neighbours = functools.partial(neighbours, device=rows.device)
         # left = (kernel - stride) // 2 is TensorFlow's padding; a pooling whose stride
         # became 1 keeps the window that it has at stride 2.

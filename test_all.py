@@ -381,10 +381,10 @@ class Network(TeacherTestCase):
             features = torch.randn(1, length, 5)
             lengths = torch.tensor([length])
 
-            (coarse,), _ = models[8].encode(features, lengths)
+            coarse, _ = models[8].backbone(features, lengths)
 
             for stride in (4, 2):
-                (fine,), _ = models[stride].encode(features, lengths)
+                fine, _ = models[stride].backbone(features, lengths)
                 on_grid = fine[:, :: 8 // stride]
                 error = (on_grid - coarse).norm() / coarse.norm()
                 self.assertLess(error, 1e-5, (length, stride))
@@ -442,8 +442,8 @@ class Network(TeacherTestCase):
 
         frames, lengths = model.encode(batch.features, batch.lengths)
 
-        backbone_frames, _ = alone.encode(batch.features, batch.lengths)
-        torch.testing.assert_close(frames[0], backbone_frames[0])
+        backbone_frames, _ = alone.backbone(batch.features, batch.lengths)
+        torch.testing.assert_close(frames[0], backbone_frames)
         for k, length in enumerate(batch.lengths.tolist()):
             rows, _ = model.lstm.shortcut(
                 batch.features[k, :length], batch.lengths[k : k + 1]
@@ -3482,7 +3482,7 @@ class Adaptation(FolderTestCase):
 
         report = adapt.load_pretrained(model, source, method)
         with torch.no_grad():
-            (found,), lengths = model.encode(clips, torch.tensor([32, 16]))
+            found, lengths = model.backbone(clips, torch.tensor([32, 16]))
             long = i3d_backbone(weights, clips[0])
             short = i3d_backbone(weights, clips[1, :16])
 
@@ -6284,7 +6284,7 @@ class Lab(FolderTestCase):
         for stride in teacher.STRIDES:
             model = teacher.I3DTeacher(6, 5, stride, 8, dropout=0.0).double()
             parameters = [model.stem.conv_1a.conv.weight, model.mixed_5c.b1b.bn.bias]
-            (expected_frames,), expected_lengths = model.encode(features, lengths)
+            expected_frames, expected_lengths = model.backbone(features, lengths)
             weights = torch.randn_like(expected_frames)
             expected = torch.autograd.grad(
                 (expected_frames * weights).sum(), parameters
@@ -6292,7 +6292,7 @@ class Lab(FolderTestCase):
             for way in gpu.WAYS:
                 with self.subTest(stride=stride, way=way):
                     with gpu.way_of_reading(way):
-                        (frames,), found_lengths = model.encode(features, lengths)
+                        frames, found_lengths = model.backbone(features, lengths)
                         found = torch.autograd.grad(
                             (frames * weights).sum(), parameters
                         )
@@ -6324,6 +6324,13 @@ class Lab(FolderTestCase):
         text = (out / "gpu.txt").read_text()
         self.assertEqual(text, done.stdout)
         self.assertIn(f"torch: {torch.__version__}\n", text)
+
+    def test_gpu_script_refuses_counts_below_one(self):
+        flags = ["--device", "cpu", "--steps", "0"]
+
+        done = self.script("gpu.py", self.folder / "out", *flags)
+
+        self.assert_error(done, "--steps: 0", "expected 1 to")
 
     def test_gpu_script_without_a_gpu_says_so(self):
         done = self.script("gpu.py", self.folder / "out")
@@ -6433,6 +6440,8 @@ class Lab(FolderTestCase):
             ("train/first", "A", good, "id first is that of"),
             ("bar|red", "A", good, "'bar|red', expected no |"),
             (";comment", "A", good, "expected no ; or * at its start"),
+            ("train/film/1/frames", "A", good, None),  # as in Phoenix-2014
+            ("film/1", "A", good, None),
             ("twice", "A", good, None),
             ("twice", "B", good, "id twice is that of"),
         )
@@ -6443,7 +6452,8 @@ class Lab(FolderTestCase):
 
         out, printed_lines = self.import_features("pickle", source)
 
-        self.assertEqual(list(self.imported(out, "train")), ["first", "twice"])
+        names = ["first", "film", "film_1", "twice"]
+        self.assertEqual(list(self.imported(out, "train")), names)
         lines = [line for line in printed_lines.splitlines() if "left out: " in line]
         reasons = [case for case in cases if case[3] is not None]
         for line, (name, _, _, words) in zip(lines, reasons, strict=True):
@@ -6534,6 +6544,7 @@ class Lab(FolderTestCase):
                 expected[f"{gloss}_{take}"] = ("unknown", gloss, numbers)
         self.write("MP_Data/.DS_Store", "")
         self.write("MP_Data/actions.txt", "")
+        (self.folder / "MP_Data/nothing").mkdir()
         self.write("MP_Data/gap/0/0.npy", to_bytes(np.save, np.ones(6)))
         self.write("MP_Data/gap/0/2.npy", to_bytes(np.save, np.ones(6)))
         source = self.folder / "MP_Data"
@@ -6548,6 +6559,9 @@ class Lab(FolderTestCase):
             self.assert_import(found, own)
         self.assertIn("gap/0: frame 1 is missing", printed_lines)
         self.assertIn("MP_Data: not a sign's folder: actions.txt\n", printed_lines)
+        self.assertIn(
+            "MP_Data/nothing: no takes, expected TAKE/FRAME.npy\n", printed_lines
+        )
 
     def test_import_draws_the_same_splits_from_a_seed(self):
         for take in range(20):
@@ -6621,6 +6635,8 @@ class Lab(FolderTestCase):
             ("id,glosses\n../a,A\n", ":2: id '../a', expected a path without .."),
             ("id,glosses,split\na,A,fold1\n", ":2: split 'fold1', expected one of"),
             ("id,glosses\na,GR\udcdcN\n", "expected UTF-8 text"),
+            ('id,glosses\na,"A\nb,B\n', "expected quotes around whole values"),
+            ("id;glosses;note, or more\na;A;\n../a;A;\n", ":3: id '../a'"),
         )
         for text, words in cases:
             with self.subTest(words=words):
@@ -7030,6 +7046,7 @@ class Lab(FolderTestCase):
             (["--live", "s.pt2", "0", "1"], "--live: expected one VIDEO or camera"),
             (["--live", "s.pt2", "0", "--output", "x"], "no --output"),
             (["--live", "s.pt2", "0", "--window", "24"], "--window 24: expected a mul"),
+            (["v.mp4", "--output", "x", "--window", "32"], "expected --live too"),
             (["--live", "s.pt2", "0", "--window", "0"], "--window 0: expected a mul"),
         ):
             with self.subTest(arguments=arguments):

@@ -236,7 +236,7 @@ def median_seconds(functions, timing):
             start = clock()
             function()
             if timing.device.startswith("cuda"):
-                torch.cuda.synchronize()
+                torch.cuda.synchronize(timing.device)
             values.append(clock() - start)
     return [statistics.median(values[1:]) for values in seconds]
 
@@ -300,7 +300,7 @@ def gpu_work(function, timing, step_ms):
         activities = [torch.profiler.ProfilerActivity.CUDA]
         with torch.profiler.profile(activities=activities, acc_events=True) as profiler:
             function()
-            torch.cuda.synchronize()
+            torch.cuda.synchronize(timing.device)
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder, "trace.json")
             profiler.export_chrome_trace(str(path))
@@ -322,10 +322,10 @@ def peak_bytes(device, function):
     """
     on_gpu = device.startswith("cuda")
     if on_gpu:
-        torch.cuda.reset_peak_memory_stats()
+        torch.cuda.reset_peak_memory_stats(device)
     function()
     if on_gpu:
-        return torch.cuda.max_memory_allocated()
+        return torch.cuda.max_memory_allocated(device)
     return 1024 * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 
 

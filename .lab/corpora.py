@@ -1,8 +1,9 @@
 """What copycat.py, boston104.py and import_features.py share: other files -> a corpus.
 
 A corpus is in the layout that README describes, DIR/{train,dev,test}.corpus.csv and
-DIR/features/. Signers are numbered s1, s2, ... in the alphabetical order of the names
-that a repository has for them, and these names are neither written nor printed.
+DIR/features/. copycat.py and boston104.py number signers s1, s2, ... in the
+alphabetical order of their names, which they neither write nor print;
+import_features.py writes signers' names as they are given.
 """
 
 import csv
@@ -19,7 +20,7 @@ class Recording:
     """A signed sentence as it is written to a corpus."""
 
     id: str
-    signer: str  # s1, s2, ...
+    signer: str  # as it is written
     glosses: tuple
     features: np.ndarray  # [T, D]
 
@@ -33,21 +34,29 @@ def read_table(path, columns, delimiter=","):
     """Read a .csv file: a list of (place for messages, column -> text).
 
     Raises:
-        ValueError: a column or a value that is missing, or text that is not UTF-8.
+        ValueError: a column or a value that is missing, text that is not UTF-8, or a
+            quote that is not closed.
     """
     try:
         text = Path(path).read_text(encoding="utf-8-sig")
     except UnicodeDecodeError as error:
         raise ValueError(f"{path}: {error.reason}, expected UTF-8 text") from error
-    rows = []
-    reader = csv.DictReader(io.StringIO(text, newline=""), delimiter=delimiter)
-    header = reader.fieldnames or []
+    file = io.StringIO(text, newline="")
+    reader = csv.DictReader(file, delimiter=delimiter, strict=True)
+    try:
+        header = reader.fieldnames or []
+        numbered_rows = [(reader.line_num, row) for row in reader]
+    except csv.Error as error:
+        raise ValueError(
+            f"{path}:{reader.line_num}: {error}, expected quotes around whole values"
+        ) from error
     missing = [column for column in columns if column not in header]
     if missing:
         expected = delimiter.join(columns)
         raise ValueError(f"{path}: no column {', '.join(missing)}, expected {expected}")
-    for row in reader:
-        place = f"{path}:{reader.line_num}"
+    rows = []
+    for line_number, row in numbered_rows:
+        place = f"{path}:{line_number}"
         empty = [column for column in columns if not row[column]]
         if empty:
             raise ValueError(f"{place}: no {empty[0]}, expected {len(header)} values")
@@ -68,9 +77,8 @@ def show_progress(text=""):
 
 
 def refuse_existing(folder):
-    """Raise ValueError where a folder to be written is there and not empty."""
-    folder = Path(folder)
-    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+    """Raise ValueError where a folder to be written is there."""
+    if Path(folder).exists():
         raise ValueError(f"{folder}: is there already, expected a new folder")
 
 
@@ -82,7 +90,7 @@ def write_corpus(folder, splits):
         splits: split -> list of Recording.
 
     Raises:
-        ValueError: the folder is there and not empty.
+        ValueError: the folder is there.
         OSError: a file cannot be written.
     """
     refuse_existing(folder)

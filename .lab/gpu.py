@@ -9,8 +9,8 @@
 It needs python3 with torch and numpy, and no network. The parts run one after another,
 each as a process with a limit in seconds, the most important ones first. What they find
 is written as it comes: OUT/gpu.txt for people, OUT/gpu.json for programs; a second run
-adds to them. A part that fails or reaches its limit leaves what it has found, and the
-next one begins.
+adds parts, and replaces those that it repeats. A part that fails or reaches its limit
+leaves what it has found, and the next one begins.
 
     machine   versions, card, processor
     tests     the suite's tests that take a device
@@ -26,7 +26,6 @@ Axes: see teacher.py.
 
 import argparse
 import contextlib
-import dataclasses
 import functools
 import json
 import os
@@ -68,13 +67,27 @@ class Record:
         self.path = Path(folder, "gpu.json")
         self.part = part
 
-    def add(self, **values):
-        """Add values, or replace those of the same name, and write the file."""
-        content = {}
-        if self.path.exists():
-            content = json.loads(self.path.read_text())
-        content.setdefault(self.part, {}).update(values)
+    def read(self):
+        """Return what all parts have recorded."""
+        if not self.path.exists():
+            return {}
+        return json.loads(self.path.read_text())
+
+    def write(self, content):
+        """Write what all parts have recorded."""
         adapt.write_text(json.dumps(content, indent=1) + "\n", self.path)
+
+    def clear(self):
+        """Remove what an earlier run of this part has recorded."""
+        content = self.read()
+        content.pop(self.part, None)
+        self.write(content)
+
+    def add(self, **values):
+        """Add values, or replace those of the same name."""
+        content = self.read()
+        content.setdefault(self.part, {}).update(values)
+        self.write(content)
 
 
 def start(arguments, **environment):
@@ -103,13 +116,13 @@ def processor():
     return platform.processor()
 
 
-def card():
-    """Return what torch says of the first GPU, a dict."""
-    properties = torch.cuda.get_device_properties(0)
+def card(device):
+    """Return what torch says of a GPU, a dict."""
+    properties = torch.cuda.get_device_properties(device)
     return {
         "card": properties.name,
         "memory_bytes": properties.total_memory,
-        "capability": list(torch.cuda.get_device_capability(0)),
+        "capability": list(torch.cuda.get_device_capability(device)),
         "multiprocessors": properties.multi_processor_count,
         "cuda": torch.version.cuda,
         "cudnn": torch.backends.cudnn.version(),
@@ -129,7 +142,7 @@ def run_machine(args, record):
         "gpus": torch.cuda.device_count(),
     }
     if args.device.startswith("cuda"):
-        facts |= card()
+        facts |= card(args.device)
     record.add(**facts)
     for name, value in facts.items():
         print(f"{name}: {value}")
@@ -221,7 +234,7 @@ def run_main(args, record):
 def run_main_cpu(args, record):
     """Run the first command with few epochs on all CPU threads."""
     if args.device == "cpu":
-        print("main has already run on the CPU")
+        print("Not run: with --device cpu this is what main measures")
         return
     time_program("cpu", min(CPU_EPOCHS, args.epochs), record)
 
@@ -244,11 +257,12 @@ def time_program(device, epochs, record):
                     first_epoch = now
                 if line.startswith("epoch") and "  loss " in line:
                     done += 1
+                    seconds_per_epoch = (now - first_epoch) / done
                     record.add(
                         device=device,
                         epochs=done,
                         start_seconds=first_epoch - begin,
-                        seconds_per_epoch=(now - first_epoch) / done,
+                        seconds_per_epoch=seconds_per_epoch,
                     )
                 if line.startswith("{"):
                     result = json.loads(line)
@@ -259,7 +273,7 @@ def time_program(device, epochs, record):
         sys.exit(f"teacher.py ended with status {process.returncode}")
     record.add(seconds=seconds, result=result)
     print(
-        f"{device}: {seconds:.1f} s, {(now - first_epoch) / done:.2f} s per epoch, "
+        f"{device}: {seconds:.1f} s, {seconds_per_epoch:.2f} s per epoch, "
         f"test WER {result['test_wer']:.2%}"
     )
 
@@ -277,12 +291,14 @@ def start_run(args, folder, *more_flags):
 
 def kill_after_line(process, beginning):
     """Kill a process with SIGKILL after it has printed a line that begins so."""
+    lines = []
     for line in process.stdout:
+        lines.append(line)
         if line.startswith(beginning):
             process.send_signal(signal.SIGKILL)
     process.stdout.close()
     if process.wait() != -signal.SIGKILL:
-        sys.exit(f"the run to be killed ended with status {process.returncode}")
+        sys.exit("".join(lines))
 
 
 def finish(process):
@@ -310,12 +326,17 @@ def run_resume(args, record):
     with tempfile.TemporaryDirectory() as parent:
         folders = {name: Path(parent, name) for name in ("whole", "again", "killed")}
         runs = {}
-        for name, folder in folders.items():
-            runs[name] = start_run(args, folder, "--epochs", RESUME_EPOCHS)
-        kill_after_line(runs["killed"], KILLED_AFTER)
-        runs["killed"] = start_run(args, folders["killed"], "--resume")
-        for run in runs.values():
-            finish(run)
+        try:
+            for name, folder in folders.items():
+                runs[name] = start_run(args, folder, "--epochs", RESUME_EPOCHS)
+            kill_after_line(runs["killed"], KILLED_AFTER)
+            runs["killed"] = start_run(args, folders["killed"], "--resume")
+            for run in runs.values():
+                finish(run)
+        finally:  # where one failed, the others must not run beside the next part
+            for run in runs.values():
+                run.kill()
+                run.wait()
         whole = weights_of(folders["whole"])
         differences = {
             "again": relative_difference(weights_of(folders["again"]), whole),
@@ -324,8 +345,8 @@ def run_resume(args, record):
     record.add(epochs=RESUME_EPOCHS, relative_differences=differences)
     print(
         f"Relative difference of the weights after {RESUME_EPOCHS} epochs, from those "
-        f"of one run: an equal run {differences['again']:.1e}, a run killed in epoch 2 "
-        f"and resumed {differences['resumed']:.1e} (0: bit for bit)"
+        f"of one run: an equal run {differences['again']:.1e}, a run killed after "
+        f"epoch 1 and resumed {differences['resumed']:.1e} (0: bit for bit)"
     )
 
 
@@ -339,10 +360,9 @@ def gather_by_indexing(rows, index):
     return F.pad(rows, (0, 0, 0, 1))[index]
 
 
-def gather_by_index_select(rows, index):
-    """Do what teacher.gather_rows does by index_select."""
-    padded = F.pad(rows, (0, 0, 0, 1))
-    return padded.index_select(0, index.flatten()).view(*index.shape, -1)
+def gather_by_embedding(rows, index):
+    """Do what teacher.gather_rows does by F.embedding."""
+    return F.embedding(index, F.pad(rows, (0, 0, 0, 1)), padding_idx=len(rows))
 
 
 class Window(NamedTuple):
@@ -421,9 +441,9 @@ def forward_columns(unit, rows, window=None):
 
 # Name -> what it puts in the place of what in teacher.py.
 WAYS = {
-    "embedding": {},  # as it is
+    "index_select": {},  # as it is
     "padded[index]": {"gather_rows": gather_by_indexing},
-    "index_select": {"gather_rows": gather_by_index_select},
+    "embedding": {"gather_rows": gather_by_embedding},
     "conv1d": {
         "neighbours": find_window,
         "max_pool": max_pool_columns,
@@ -538,12 +558,11 @@ def compare_unit(args, model, batch, unit_row, timing):
 def compare_backbone(args, model, batch, timing):
     """Compare the WAYS on the whole backbone."""
     lengths = draw_lengths(args, batch)
-    shape = (batch, int(lengths.max()), args.features)
-    features = torch.randn(shape, device=args.device)
+    rows = torch.randn(int(lengths.sum()), args.features, device=args.device)
 
     def forward():
-        frames, _ = model.encode(features, lengths)
-        return frames[0]
+        frames, _ = model.i3d(rows, lengths)
+        return frames
 
     def make_forward():
         return forward
@@ -571,28 +590,28 @@ def run_gather(args, record):
     teacher.allow_tf32(args.device)
     model = benchmark.make_teacher(phoenix_sizes(args, 1)).to(args.device)
     rows = []
-    timing = benchmark.Timing(
-        args.device, torch.get_num_threads(), args.steps, args.repeats
-    )
     print("Milliseconds of a forward and backward pass / in which the GPU works")
     print(f"{'':<14}{'B':>4}  {'precision':<9}" + "".join(f"{w:>16}" for w in WAYS))
     for batch in sorted({min(args.batches), max(args.batches)}):
         for precision in teacher.PRECISIONS:
-            timing = dataclasses.replace(timing, precision=precision)
+            timing = benchmark.Timing(
+                args.device,
+                torch.get_num_threads(),
+                args.steps,
+                args.repeats,
+                precision,
+            )
+            key = {"batch": batch, "precision": precision}
             for unit_row in UNITS:
                 name = unit_row[0]
                 found = compare_unit(args, model, batch, unit_row, timing)
-                rows.append(ways_row(name, timing, batch, found, rows, record))
+                print_ways(name, timing, batch, found)
+                rows.append({"name": name, **key, "ways": found})
+                record.add(rows=rows)
             found = compare_backbone(args, model, batch, timing)
-            rows.append(ways_row("backbone", timing, batch, found, rows, record))
-
-
-def ways_row(name, timing, batch, found, rows, record):
-    """Print and record a row of the table; return it."""
-    print_ways(name, timing, batch, found)
-    row = {"name": name, "batch": batch, "precision": timing.precision, "ways": found}
-    record.add(rows=rows + [row])
-    return row
+            print_ways("backbone", timing, batch, found)
+            rows.append({"name": "backbone", **key, "ways": found})
+            record.add(rows=rows)
 
 
 # ------------------------------------------------------------ the program
@@ -621,18 +640,24 @@ def make_parser():
     )
     parser.add_argument("--device", choices=teacher.device_names(), default="cuda")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--limit", type=int, default=240, help="seconds of all parts")
+    count = teacher.number(int, 1, 10**6)
+    parser.add_argument("--limit", type=count, default=240, help="seconds of all parts")
     parser.add_argument(
-        "--patience", type=float, default=1.0, help="factor of each part's own limit"
+        "--patience",
+        type=teacher.number(float, 0.1, 100),
+        default=1.0,
+        help="factor of each part's own limit",
     )
-    parser.add_argument("--batches", type=int, nargs="+", default=[8, 32, 64])
-    parser.add_argument("--frames", type=int, default=140, help="T")
-    parser.add_argument("--features", type=int, default=1662, help="D")
-    parser.add_argument("--classes", type=int, default=1232, help="V")
-    parser.add_argument("--steps", type=int, default=10, help="per time")
-    parser.add_argument("--repeats", type=int, default=2, help="of times")
-    parser.add_argument("--epochs", type=int, default=50, help="of main")
-    parser.add_argument("--epoch_steps", type=int, default=20, help="of workers")
+    parser.add_argument("--batches", type=count, nargs="+", default=[8, 32, 64])
+    parser.add_argument("--frames", type=count, default=140, help="T")
+    parser.add_argument("--features", type=count, default=1662, help="D")
+    parser.add_argument("--classes", type=count, default=1232, help="V")
+    parser.add_argument("--steps", type=count, default=10, help="in a measured time")
+    parser.add_argument(
+        "--repeats", type=count, default=2, help="measured times; the median counts"
+    )
+    parser.add_argument("--epochs", type=count, default=50, help="of main")
+    parser.add_argument("--epoch_steps", type=count, default=20, help="of workers")
     parser.add_argument("--part", choices=PARTS, help=argparse.SUPPRESS)
     return parser
 
@@ -659,10 +684,18 @@ def run_part(name, seconds, out, log):
         errors="replace",
     )
     with process:
-        for line in process.stdout:
-            say(line.rstrip("\n"), log)
+        try:
+            for line in process.stdout:
+                say(line.rstrip("\n"), log)
+        except KeyboardInterrupt:
+            process.terminate()  # timeout tells the part
+            sys.exit("gpu.py: interrupted")
     taken = time.perf_counter() - begin
-    endings = {0: "done", 124: "cut at its limit", 137: "cut at its limit"}
+    endings = {
+        0: "done",
+        124: "cut at its limit",
+        -signal.SIGKILL: "killed, after its limit or for want of memory",
+    }
     status = process.returncode
     ending = endings.get(status, f"failed, status {status}")
     say(f"== {name}: {ending}, {taken:.1f} s", log)
@@ -686,7 +719,11 @@ def main():
         )
     if args.part is not None:
         run, _ = PARTS[args.part]
-        run(args, Record(args.out, args.part))
+        record = Record(args.out, args.part)
+        record.clear()
+        # An exit, not a sudden end, removes the part's temporary folders.
+        signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
+        run(args, record)
         return
     Path(args.out).mkdir(parents=True, exist_ok=True)
     deadline = time.perf_counter() + args.limit

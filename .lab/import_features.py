@@ -223,16 +223,9 @@ def tensor_to_array(tensor):
 # ------------------------------------------------------------ MP_Data
 
 
-def natural_order(path):
-    """Return a sort key that puts 9 before 10."""
-    is_number = path.name.isdecimal()
-    return (not is_number, int(path.name) if is_number else 0, path.name)
-
-
 def visible(folder):
-    """Return a folder's entries in natural order, without the system's hidden ones."""
-    paths = [path for path in folder.iterdir() if not path.name.startswith(".")]
-    return sorted(paths, key=natural_order)
+    """Return a folder's entries by name, without the system's hidden ones."""
+    return sorted(path for path in folder.iterdir() if not path.name.startswith("."))
 
 
 def list_takes(source, seed):
@@ -247,6 +240,8 @@ def list_takes(source, seed):
     for sign in signs:
         gloss = "-".join(wer.normalise(sign.name).split())
         takes = visible(sign)
+        if not takes:
+            print(f"{sign}: no takes, expected TAKE/FRAME.npy")
         splits = draw_splits(len(takes), f"{seed} {gloss}")
         for take, split in zip(takes, splits, strict=True):
             name = f"{gloss}_{take.name}"
@@ -308,10 +303,7 @@ def find_delimiter(path):
     """Return what separates the columns of a .csv file, judged by its header."""
     with open(path, "rb") as file:
         header = file.readline().decode("utf-8-sig", errors="replace")
-    for delimiter in DELIMITERS:
-        if delimiter in header:
-            return delimiter
-    return DELIMITERS[0]
+    return max(DELIMITERS, key=header.count)
 
 
 def find_files(folders, name):
@@ -431,8 +423,8 @@ def make_id(name, split):
     parts = name.replace("\\", "/").split("/")
     if split in parts[:-1]:
         parts = parts[parts.index(split) + 1 :]
-    if parts[1:2] == ["1"]:  # as in Phoenix-2014's folders of frames
-        parts = parts[:1]
+        if parts[1:2] == ["1"]:  # as in Phoenix-2014's train/ID/1/FRAMES
+            parts = parts[:1]
     return "_".join("_".join(parts).split())
 
 

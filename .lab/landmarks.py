@@ -10,7 +10,7 @@
 
 Each video becomes DIR/{its name without suffix}.npy, [T, D] float32, D = 112.
 MediaPipe gets a virtual environment of its own, because it brings OpenCV and holds
-numpy below 2. The version is pinned because 0.10.21 (Python 3.9 to 3.12) still ships
+numpy below 2. The version is pinned because 0.10.21 (Python 3.10 to 3.12) still ships
 its models; 0.10.30 and all later releases ship none and download them.
 
 Columns, x before y for each point, names by --columns:
@@ -57,6 +57,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+from corpora import show_progress
 
 try:
     import cv2
@@ -120,12 +121,6 @@ def column_names():
 
 POINTS = all_points()
 SHOULDERS = (POINTS.index("left_shoulder"), POINTS.index("right_shoulder"))
-
-
-def show_progress(text=""):
-    """Show a line on a terminal that the next one replaces."""
-    if sys.stderr.isatty():
-        print(f"\033[K{text}\r", end="", file=sys.stderr, flush=True)
 
 
 def frame_points(holistic, frame):
@@ -298,10 +293,10 @@ def fill_unknown(features):
     return np.concatenate(columns + [features[:, -len(SIDES) :]], axis=1)
 
 
-def settled_classes(frames, best_classes, stride, window=WINDOW, hop=HOP):
+def settled_classes(frames, best_classes, stride, window):
     """Yield the best class of each output frame of a stream once it is settled.
 
-    The windows begin at frames 0, hop, 2 hop, ... A class is that of the first full
+    The windows begin at frames 0, HOP, 2 HOP, ... A class is that of the first full
     window in whose first half the output frame lies; those which the end of the stream
     leaves are of the last window, which reaches to the end. A stream that is not longer
     than the window is one window.
@@ -312,8 +307,6 @@ def settled_classes(frames, best_classes, stride, window=WINDOW, hop=HOP):
             class of each of its ceil(T / stride) output frames.
         stride: frames per output frame.
         window: frames, a multiple of 2 * stride.
-        hop: frames from one window to the next, a multiple of stride, at most half a
-            window.
 
     Yields:
         ceil(T / stride) classes for T frames, in their order.
@@ -324,8 +317,8 @@ def settled_classes(frames, best_classes, stride, window=WINDOW, hop=HOP):
         if len(in_window) == window:
             middle = window // 2 // stride
             yield from best_classes(np.stack(in_window))[settled:middle]
-            settled = middle - hop // stride  # in the next window
-            del in_window[:hop]
+            settled = middle - HOP // stride  # in the next window
+            del in_window[:HOP]
         in_window.append(frame)
     if in_window:
         yield from best_classes(np.stack(in_window))[settled:]
@@ -387,7 +380,7 @@ class LiveStudent:
         return logits[0].argmax(dim=1).tolist()  # [1, T', V] -> [T']
 
 
-def live_glosses(frames, student, window=WINDOW):
+def live_glosses(frames, student, window):
     """Yield (number of its first frame, gloss) of a stream as the glosses settle.
 
     Args:
@@ -479,7 +472,7 @@ def convert(path, target):
     np.save(target, features)
     left, right = 100 * features[:, -2:].mean(axis=0)
     header = ""
-    if 0 < declared != len(features):
+    if declared > 0 and declared != len(features):
         header = f" (its header says {declared})"
     print(
         f"{path.name}: {len(features)} frames{header} at {rate:.4g} frames/s, left "
@@ -533,8 +526,7 @@ def make_parser():
     parser.add_argument(
         "--window",
         type=int,
-        default=WINDOW,
-        help="frames that the student sees at once in --live (default: %(default)s)",
+        help=f"frames that the student sees at once in --live (default: {WINDOW})",
     )
     return parser
 
@@ -547,7 +539,11 @@ def refuse_arguments(parser, args):
         )
     if args.live is not None and (len(args.videos) != 1 or args.output is not None):
         parser.error("--live: expected one VIDEO or camera, and no --output")
-    if args.window < 2 * HOP or args.window % (2 * HOP) != 0:
+    if args.window is not None and args.live is None:
+        parser.error(f"--window {args.window}: expected --live too")
+    if args.window is not None and (
+        args.window < 2 * HOP or args.window % (2 * HOP) != 0
+    ):
         parser.error(f"--window {args.window}: expected a multiple of {2 * HOP}")
     if IMPORT_ERROR is not None:
         reason = str(IMPORT_ERROR).partition("\n")[0]
@@ -567,7 +563,8 @@ def source_of(path):
 def run(parser, args):
     """Do what the arguments ask for; return the exit status."""
     if args.live is not None:
-        run_live(args.live, source_of(args.videos[0]), args.window)
+        source = source_of(args.videos[0])
+        run_live(args.live, source, WINDOW if args.window is None else args.window)
         return 0
     targets = [args.output / f"{path.stem}.npy" for path in args.videos]
     for number, target in enumerate(targets):

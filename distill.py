@@ -395,8 +395,8 @@ class Config(teacher.TrainingConfig):
     output_dir: str = "checkpoints/student"  # for checkpoints, log and picture
     learning_rate: float = 2e-3  # AdamW's, at its maximum
     dropout: float = DROPOUT  # share of values dropped in front of the classifier
-    channels: int = CHANNELS
-    teacher_checkpoint: str = "checkpoints/teacher/best_i3d.pth"
+    channels: int = CHANNELS  # of its blocks
+    teacher_checkpoint: str = "checkpoints/teacher/best_i3d.pth"  # or another
     temperature: float = 4.0  # of teacher and student in kd_loss
     alpha: float = 0.7  # weight of kd_loss; CTC has 1 - alpha
     no_baseline: bool = False  # do not train the student without the teacher

@@ -127,9 +127,13 @@ def max_pool(rows, index):
     return gather_rows(rows, index).amax(dim=1)
 
 
-def pad(rows, lengths):
-    """Put sentences into a batch: rows [N, C], lengths [B] -> [B, T, C] with zeros."""
-    return rnn.pad_sequence(rows.split(lengths.tolist()), batch_first=True)
+def pad(rows, lengths, frames):
+    """Put sentences into a batch: rows [N, C], lengths [B], T -> [B, T, C].
+
+    The frames past a sentence's end are zeros.
+    """
+    padded = rnn.pad_sequence(rows.split(lengths.tolist()), batch_first=True)
+    return F.pad(padded, (0, 0, 0, frames - padded.shape[1]))
 
 
 def standardise(features, lengths, mean, std, centre_sentences):
@@ -289,8 +293,8 @@ class Classifier(nn.Linear):
 class Recogniser(nn.Module):
     """Standardised features, frames, BiLSTM, classifier: the teacher and its like.
 
-    A network derives from it: it defines `kind`, `options`, `frames_of` and the layers
-    `lstm` and `classifier`, a Classifier.
+    A network derives from it: it defines `kind`, `options`, `temporal_stride`,
+    `frames_of` and the layers `lstm` and `classifier`, a Classifier.
 
     Args:
         feature_dim: D.
@@ -362,7 +366,9 @@ class Recogniser(nn.Module):
                 enforce_sorted=False,
             )
             packed, _ = self.lstm(packed)
-            hidden, _ = rnn.pad_packed_sequence(packed, batch_first=True)
+            hidden, _ = rnn.pad_packed_sequence(
+                packed, batch_first=True, total_length=frames.shape[1]
+            )
         hidden = F.dropout(hidden, self.dropout, self.training)  # [B, T', 2 * hidden]
         return self.classifier(hidden)
 
@@ -384,8 +390,13 @@ class Recogniser(nn.Module):
         kinds, lengths = self.frames_of(rows, lengths)
         frames = []
         for rows in kinds:
-            frames.append(F.dropout(pad(rows, lengths), self.dropout, self.training))
+            padded = pad(rows, lengths, self.output_frames(features))
+            frames.append(F.dropout(padded, self.dropout, self.training))
         return frames, lengths
+
+    def output_frames(self, features):
+        """Return T' = ceil(T / stride) for features [B, T, D]."""
+        return math.ceil(features.shape[1] / self.temporal_stride)
 
     def rows_of(self, features, lengths):
         """Standardise features and leave out padding: [B, T, D] -> [N, D], lengths [B].
@@ -510,7 +521,7 @@ class I3DTeacher(Recogniser):
         """
         rows, lengths = self.rows_of(features, lengths)
         rows, lengths = self.i3d(rows, lengths)
-        return pad(rows, lengths), lengths
+        return pad(rows, lengths, self.output_frames(features)), lengths
 
     def i3d(self, rows, lengths):
         """Apply stem to mixed_5c: [N, D], [B] -> [N', 1024], lengths' [B]."""
@@ -797,7 +808,7 @@ class TrainingConfig:
     centre_sentences: bool = True  # take each sentence's mean as its features' zero
     overfit: int | None = None  # train on so many sentences and score these
     precision: str = PRECISION  # of forward pass and loss, in evaluation too
-    device: str = field(default_factory=default_device)
+    device: str = field(default_factory=default_device)  # cpu, cuda, cuda:1, ...
     num_workers: int = field(default_factory=default_num_workers)  # read data ahead
 
 
@@ -2924,7 +2935,8 @@ def explain_failure(error, args):
         return 2, str(error)
     if isinstance(error, (OSError, FloatingPointError, torch.OutOfMemoryError)):
         return 1, str(error)
-    if isinstance(error, MemoryError):
+    # Where memory runs out on the CPU, torch raises a RuntimeError without a class.
+    if isinstance(error, MemoryError) or "can't allocate memory" in str(error):
         return 1, "out of memory, try a smaller --batch_size"
     if isinstance(error, RuntimeError) and "DataLoader worker" in str(error):
         return 1, str(error)  # such as one that the system has killed
@@ -3183,22 +3195,28 @@ def train_teacher(config, resumed=None):
     model.to(config.device)
     with lock(config.output_dir):
         best = train(model, data, schedule, config, resumed=resumed)
-        result = in_first_process(report_best, best, data, config)
+        result = in_first_process(report_best, best, data, config, I3DTeacher)
     return {**result, "seconds": round(time.monotonic() - started, 1)}
 
 
-def report_best(best, data, config):
+def report_best(best, data, config, model_class):
     """Print the best epoch and, where there is a test split, its WER there.
+
+    Args:
+        best: its row of the log.
+        data: a Data.
+        config: a TrainingConfig.
+        model_class: of the model.
 
     Returns:
         The best epoch's row with the checkpoint and what was found on test.
     """
-    path = Path(config.output_dir, BEST_CHECKPOINT["teacher"])
+    path = Path(config.output_dir, BEST_CHECKPOINT[model_class.kind])
     print(f"Best dev WER {best['wer']:.2%} at epoch {best['epoch']}: {path}")
     result = {**best, "checkpoint": str(path), "dev_wer": best["wer"]}
     if "test" not in data.splits or config.overfit is not None:
         return result
-    model, _ = load_model(path, I3DTeacher)
+    model, _ = load_model(path, model_class)
     model.to(config.device)
     errors = recognise(model, data.splits["test"], data.vocabulary, config).errors
     print(f"Test {errors}")

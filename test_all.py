@@ -402,9 +402,15 @@ class Network(TeacherTestCase):
             features = torch.randn(4, 90, 8)  # noise past the lengths
 
             logits, outputs = model(features, torch.tensor(lengths))
+            frames, backbone_outputs = model.backbone(features, torch.tensor(lengths))
 
             expected = [math.ceil(length / stride) for length in lengths]
             self.assertEqual(outputs.tolist(), expected)
+            self.assertEqual(backbone_outputs.tolist(), expected)
+            self.assertEqual(logits.shape, (4, math.ceil(90 / stride), 11))
+            self.assertEqual(frames.shape, (4, math.ceil(90 / stride), 1024))
+            for k, length in enumerate(expected):
+                self.assertFalse(frames[k, length:].any())
             for k, length in enumerate(lengths):
                 alone = features[k : k + 1, :length]
                 alone_logits, _ = model(alone, torch.tensor([length]))
@@ -2076,6 +2082,15 @@ class TeacherProgram(TeacherTestCase):
         self.assertEqual(found["wer"], errors / glosses)
         self.assertIn(f"WER {100 * errors / glosses:.2f}%", err)
         self.assertEqual(found_by_beam["hypotheses"], beam)
+
+    def test_lack_of_memory_is_one_line(self):
+        with self.assertRaises(RuntimeError) as raised:
+            torch.empty(2**50)
+
+        status, message = teacher.explain_failure(raised.exception, args=None)
+
+        self.assertEqual((status, message.count("\n")), (1, 0))
+        self.assertIn("--batch_size", message)
 
     def test_evaluate_names_the_flags_it_does_not_use(self):
         checkpoint, _ = self.checkpoint()

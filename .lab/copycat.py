@@ -24,6 +24,7 @@ from the network of the same fold of another:
 """
 
 import argparse
+import collections
 import random
 import re
 from pathlib import Path
@@ -132,13 +133,13 @@ def draw_phrases(sentences):
         ValueError: no such draw is found.
     """
     phrases = sorted({sentence.glosses for sentence in sentences})
+    if len(phrases) < HELD_OUT_PHRASES:
+        raise ValueError(f"{len(phrases)} phrases, expected {HELD_OUT_PHRASES} or more")
     total = count_phrases(phrases)
     for seed in range(HELD_OUT_DRAWS):
-        if len(phrases) < HELD_OUT_PHRASES:
-            break
         drawn = random.Random(seed).sample(phrases, HELD_OUT_PHRASES)
         lost = count_phrases(drawn)
-        if all(1 <= lost.get(gloss, 0) <= total[gloss] / 2 for gloss in total):
+        if all(1 <= lost[gloss] <= total[gloss] / 2 for gloss in total):
             return set(drawn)
     raise ValueError(
         f"{len(phrases)} phrases, expected some {HELD_OUT_PHRASES} that hold every "
@@ -147,24 +148,18 @@ def draw_phrases(sentences):
 
 
 def count_phrases(phrases):
-    """Return gloss -> the number of phrases that hold it."""
-    counts = {}
-    for phrase in phrases:
-        for gloss in set(phrase):
-            counts[gloss] = counts.get(gloss, 0) + 1
-    return counts
+    """Return gloss -> the number of phrases that hold it, a Counter."""
+    return collections.Counter(gloss for phrase in phrases for gloss in set(phrase))
 
 
-def divide(sentences, protocol, signer, recordings, held_out, seed):
+def divide(sentences, protocol, signer, args):
     """Divide a corpus by a protocol.
 
     Args:
         sentences: a list of wer.Annotation.
         protocol: one of PROTOCOLS.
         signer: who is held out; "sentences" holds out none.
-        recordings: of the signer in train; "personal" alone has any.
-        held_out: at most so many are in dev of "personal"; None: all others.
-        seed: of their draw.
+        args: see divide_personal.
 
     Returns:
         Lists of the sentences in train and in dev.
@@ -177,41 +172,63 @@ def divide(sentences, protocol, signer, recordings, held_out, seed):
     if protocol == "signer":
         return others, own
     if protocol == "personal":
-        if not 1 <= recordings < len(own):
-            raise ValueError(
-                f"--recordings {recordings}: {signer} has {len(own)}, expected 1 to "
-                f"{len(own) - 1}"
-            )
-        generator = random.Random(seed)
-        drawn = set(generator.sample(range(len(own)), recordings))
-        train = [s for k, s in enumerate(own) if k in drawn]
-        others = [s for k, s in enumerate(own) if k not in drawn]
-        if held_out is not None and held_out < len(others):
-            others = generator.sample(others, held_out)
-        return train, others
-    phrases = draw_phrases(sentences)
+        return divide_personal(own, signer, args)
+    held_out = draw_phrases(sentences)
     if protocol == "sentences":
-        own = others = sentences
-    train = [s for s in others if s.glosses not in phrases]
-    return train, [s for s in own if s.glosses in phrases]
+        own = sentences
+        others = sentences
+    train = [s for s in others if s.glosses not in held_out]
+    return train, [s for s in own if s.glosses in held_out]
 
 
-def write_folds(corpus, out, protocol, chosen, recordings, held_out, seed):
+def divide_personal(own, signer, args):
+    """Divide a signer's sentences into some recordings to train on, and others.
+
+    Args:
+        own: a list of wer.Annotation.
+        signer: their signer.
+        args: the flags; recordings are in train, at most held_out (None: all) of the
+            others in dev, and seed is of the draw.
+
+    Returns:
+        Lists of the sentences in train and in dev.
+
+    Raises:
+        ValueError: a number that does not fit.
+    """
+    if not 1 <= args.recordings < len(own):
+        raise ValueError(
+            f"--recordings {args.recordings}: {signer} has {len(own)}, expected 1 to "
+            f"{len(own) - 1}"
+        )
+    if args.held_out is not None and args.held_out < 1:
+        raise ValueError(f"--held_out {args.held_out}: expected 1 or more")
+    generator = random.Random(args.seed)
+    drawn = set(generator.sample(range(len(own)), args.recordings))
+    train = [s for k, s in enumerate(own) if k in drawn]
+    rest = [s for k, s in enumerate(own) if k not in drawn]
+    if args.held_out is not None and args.held_out < len(rest):
+        rest = generator.sample(rest, args.held_out)
+    return train, rest
+
+
+def write_folds(args):
     """Write the folds of a protocol, and print their sizes.
 
     Args:
-        corpus: directory of a corpus whose sentences are all in train.
-        out: directory of the folds.
-        protocol: one of PROTOCOLS.
-        chosen: the signers that are held out, each in a fold; none: every signer.
-        recordings: see divide.
-        held_out: see divide.
-        seed: see divide.
+        args: the flags; protocol is followed by the signers that are held out, each in
+            a fold; without any, every signer is.
 
     Raises:
-        ValueError: files that are missing or broken, a signer the corpus does not have.
+        ValueError: files that are missing or broken, a protocol, signer or number that
+            does not fit.
     """
-    source = Path(corpus).resolve()
+    protocol, *chosen = args.protocol
+    if protocol not in PROTOCOLS:
+        raise ValueError(
+            f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}"
+        )
+    source = Path(args.source).resolve()
     sentences = read_annotations(source / "train.corpus.csv")
     signers = sorted({sentence.signer for sentence in sentences})
     if protocol == "sentences":
@@ -226,17 +243,20 @@ def write_folds(corpus, out, protocol, chosen, recordings, held_out, seed):
             f"--protocol {protocol} {' '.join(unknown)}: {source} has the signers "
             f"{', '.join(signers)}"
         )
+    folds = {}
     for fold, signer in enumerate(signers):
         if chosen and signer not in chosen:
             continue
-        folder = Path(out, f"fold{fold}")
+        folder = Path(args.out, f"fold{fold}")
         corpora.refuse_existing(folder)
-        parts = divide(sentences, protocol, signer, recordings, held_out, seed)
-        for split, part in zip(("train", "dev"), parts, strict=True):
-            if not part:
-                raise ValueError(f"{source}: {folder.name} has no sentence in {split}")
-            write_split(source, folder, split, [("train", s) for s in part])
-        print(f"{folder}: {len(parts[0])} sentences in train, {len(parts[1])} in dev")
+        train, dev = divide(sentences, protocol, signer, args)
+        if not train or not dev:
+            raise ValueError(f"{source}: {folder.name} has no sentence in train or dev")
+        folds[folder] = (train, dev)
+    for folder, (train, dev) in folds.items():
+        write_split(source, folder, "train", [("train", s) for s in train])
+        write_split(source, folder, "dev", [("train", s) for s in dev])
+        print(f"{folder}: {len(train)} sentences in train, {len(dev)} in dev")
 
 
 # ------------------------------------------------------------ the program
@@ -249,20 +269,7 @@ def run(args):
         recordings = read_recordings(args.source)
         corpora.write_corpus(args.out, {"train": recordings})
         return
-    protocol = args.protocol[0]
-    if protocol not in PROTOCOLS:
-        raise ValueError(
-            f"--protocol {protocol}: expected one of {', '.join(PROTOCOLS)}"
-        )
-    write_folds(
-        args.source,
-        args.out,
-        protocol,
-        args.protocol[1:],
-        args.recordings,
-        args.held_out,
-        args.seed,
-    )
+    write_folds(args)
 
 
 def main():

@@ -35,16 +35,19 @@ import argparse
 import functools
 import os
 import statistics
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import corpora
 import lab
 import numpy as np
 
-from wer import read_annotations, score
+import teacher
+from wer import edit_distance, read_annotations
 
 NETWORKS = {"teacher": "teacher.py", "plain": ".lab/plain.py"}  # in a checkout
 
@@ -64,17 +67,32 @@ class Setting:
 
 
 def fold_folders(folds_dir):
-    """Return the folders of the folds in their order."""
-    return sorted(Path(folds_dir).glob("fold*"))
+    """Return the folders of the folds in their order. ValueError: there are none."""
+    folders = sorted(Path(folds_dir).glob("fold*"))
+    if not folders:
+        raise ValueError(
+            f"{folds_dir}: no fold*/, expected folds as `fold` writes them"
+        )
+    return folders
 
 
 def make_folds(corpus, folds_dir, folds):
-    """Write fold0, fold1, ... with links to the corpus's features."""
+    """Write fold0, fold1, ... with links to the corpus's features.
+
+    Raises:
+        ValueError: files that are missing or broken, or a number that does not fit.
+        OSError: folds are there already.
+    """
     source = Path(corpus).resolve()
     pooled = []
     for split in ("train", "dev"):
         for annotation in read_annotations(source / f"{split}.corpus.csv"):
             pooled.append((split, annotation))
+    if not 2 <= folds <= len(pooled):
+        raise ValueError(
+            f"--folds {folds}: {source} has {len(pooled)} sentences, expected 2 to as "
+            f"many"
+        )
     pooled.sort(key=lambda item: (item[1].signer, item[1].id))
     for fold in range(folds):
         held_out = pooled[fold::folds]
@@ -98,12 +116,15 @@ def write_split(source, folder, split, items):
     lines = ["id|folder|signer|annotation"]
     for original_split, annotation in items:
         name = annotation.id
-        file = f"{name}.npy"
-        os.symlink(source / "features" / original_split / file, features / file)
+        original = teacher.find_features(
+            source / "features" / original_split / f"{name}.npy"
+        )
+        os.symlink(original, features / f"{name}{original.suffix}")
         lines.append(
             f"{name}|{name}|{annotation.signer}|{' '.join(annotation.glosses)}"
         )
-    (folder / f"{split}.corpus.csv").write_text("\n".join(lines) + "\n")
+    text = "\n".join(lines) + "\n"
+    (folder / f"{split}.corpus.csv").write_text(text, encoding="utf-8")
 
 
 def held_out_sentences(folds_dir):
@@ -128,19 +149,17 @@ def run_fold(folder, seed, setting):
         data_flags = ["--data_dir", folder.resolve(), "--device", setting.device]
         flags = data_flags + ["--output_dir", output, "--seed", seed]
         runs = {setting.name: output}
-        program = setting.program
         if setting.weights_from is not None:
             flags += ["--pretrained_weights", last_of(setting.weights_from, run_name)]
         if setting.teachers is not None:
-            program = "distill.py"
             flags += ["--teacher_checkpoint", last_of(setting.teachers, run_name)]
             if "--no_baseline" not in setting.flags:
                 runs[f"{setting.name}: baseline"] = output / "alone"
-        lab.run(program, flags + setting.flags, setting.root)
+        lab.run(setting.program, flags + setting.flags, setting.root)
         errors = {}
         for name, run_folder in runs.items():
             evaluation_flags = data_flags + ["--evaluate", run_folder / "last.pth"]
-            result = lab.run(program, evaluation_flags, setting.root)
+            result = lab.run(setting.program, evaluation_flags, setting.root)
             errors[name] = count_errors(folder, result["hypotheses"])
     return errors
 
@@ -154,8 +173,9 @@ def count_errors(folder, hypotheses):
     """Return fold/id -> errors of a fold's held-out sentences."""
     errors = {}
     for annotation in read_annotations(folder / "dev.corpus.csv"):
-        counts = score([annotation.glosses], [hypotheses[annotation.id]])
-        errors[f"{folder.name}/{annotation.id}"] = counts.errors
+        errors[f"{folder.name}/{annotation.id}"] = edit_distance(
+            annotation.glosses, hypotheses[annotation.id]
+        )
     return errors
 
 
@@ -195,6 +215,7 @@ def run(folds_dir, setting, seeds, workers):
             print(f"{setting.name}, seed {seed}: in the record already")
             continue
         started = time.monotonic()
+        commit = lab.commit(setting.root)
         train_fold = functools.partial(run_fold, seed=seed, setting=setting)
         errors = {}
         with ThreadPoolExecutor(workers) as pool:
@@ -210,7 +231,7 @@ def run(folds_dir, setting, seeds, workers):
                 flags=setting.flags,
                 program=str(setting.program),
                 device=setting.device,
-                commit=lab.commit(setting.root),
+                commit=commit,
                 seconds=round(time.monotonic() - started),
             )
 
@@ -258,6 +279,17 @@ def settings_of(folds, part, baselines):
     return {name: settings[name] for name in sorted(settings, key=mean_wer)}
 
 
+def new_sentences_of(folds):
+    """Return which held-out sentences are not repeated in train, a boolean array.
+
+    None where all are new, or where the record does not tell.
+    """
+    for row in lab.recorded(repeated_in=folds):
+        if any(row["repeated"]):
+            return ~np.array(row["repeated"])
+    return None
+
+
 def difference_cell(rows, baseline_rows):
     """Return "difference (low to high)" in percent of two settings' WERs."""
     runs = [row["errors"] for row in rows]
@@ -277,17 +309,21 @@ def table_lines(folds, part="", baselines=()):
         baselines: settings that all others are compared with.
     """
     settings = settings_of(folds, part, baselines)
-    new_sentences = None  # those not repeated in train, where any are
-    for row in lab.recorded(repeated_in=folds):
-        if any(row["repeated"]):
-            new_sentences = ~np.array(row["repeated"])
+    for baseline in baselines:
+        if baseline not in settings:
+            raise ValueError(
+                f"{folds}: no setting {baseline!r} in the record, expected one of "
+                f"{', '.join(settings)}"
+            )
+    new_sentences = new_sentences_of(folds)
     heads = [folds, "seeds", "WER"]
     if new_sentences is not None:
         heads.append("not in train")
     heads += [f"against {name}" for name in baselines]
     lines = [table_row(heads), "|---" * len(heads) + "|"]
     for name, rows in settings.items():
-        label = name if name in baselines or not part else name.replace(part, "...")
+        shares_part = part and name not in baselines
+        label = name.replace(part, "...") if shares_part else name
         cells = [label, str(len(rows)), lab.spread([row["wer"] for row in rows])]
         if new_sentences is not None:
             cells.append(lab.spread([wer_of(row, new_sentences) for row in rows]))
@@ -313,20 +349,22 @@ def make_parser():
     fold.add_argument("corpus")
     fold.add_argument("folds_dir")
     fold.add_argument("--folds", type=int, default=7)
-    run_command = commands.add_parser("run")
-    run_command.add_argument("folds_dir")
-    run_command.add_argument("--setting", required=True, help="its name in the record")
-    run_command.add_argument("--seeds", type=int, nargs="+", default=[0])
-    run_command.add_argument("--workers", type=int, default=1, help="folds at a time")
-    run_command.add_argument("--root", default=lab.ROOT, help="checkout to run")
-    run_command.add_argument(
+    run_parser = commands.add_parser("run")
+    run_parser.add_argument("folds_dir")
+    run_parser.add_argument("--setting", required=True, help="its name in the record")
+    run_parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    run_parser.add_argument("--workers", type=int, default=1, help="folds at a time")
+    run_parser.add_argument(
+        "--root", type=os.path.abspath, default=lab.ROOT, help="checkout to run"
+    )
+    run_parser.add_argument(
         "--network",
         default="teacher",
         help=f"{' or '.join(NETWORKS)}, or a script that has the flags of teacher.py",
     )
-    run_command.add_argument("--device", default="cpu")
-    run_command.add_argument("--keep", help="directory for the runs")
-    sources = run_command.add_mutually_exclusive_group()
+    run_parser.add_argument("--device", default="cpu")
+    run_parser.add_argument("--keep", help="directory for the runs")
+    sources = run_parser.add_mutually_exclusive_group()
     sources.add_argument("--teachers", help="a --keep of teachers")
     sources.add_argument("--weights_from", help="a --keep of networks to start from")
     repeated = commands.add_parser("repeated")
@@ -338,9 +376,8 @@ def make_parser():
     return parser
 
 
-def main():
-    """Run the command that the flags name."""
-    args = lab.parse_with_flags(make_parser())
+def run_command(args):
+    """Do what the command line asks for."""
     if args.command == "fold":
         make_folds(args.corpus, args.folds_dir, args.folds)
     elif args.command == "run":
@@ -348,7 +385,7 @@ def main():
             name=args.setting,
             flags=args.flags,
             root=args.root,
-            program=NETWORKS.get(args.network) or os.path.abspath(args.network),
+            program=program_of(args),
             keep=args.keep,
             teachers=args.teachers,
             weights_from=args.weights_from,
@@ -360,6 +397,21 @@ def main():
     else:
         name = Path(args.folds_dir).name
         print("\n".join(table_lines(name, args.part, args.baselines)))
+
+
+def program_of(args):
+    """Return the program that trains, seen from the checkout."""
+    if args.teachers is not None:
+        return "distill.py"
+    return NETWORKS.get(args.network) or os.path.abspath(args.network)
+
+
+def main():
+    """Run the program."""
+    parser = make_parser()
+    own, flags = lab.split_flags(sys.argv[1:])
+    parser.set_defaults(flags=flags)
+    corpora.run(parser, run_command, own)
 
 
 if __name__ == "__main__":

@@ -22,21 +22,16 @@ DRAWS = 10_000  # of the bootstrap
 sys.path.insert(0, str(ROOT))
 
 
-def parse_with_flags(parser):
-    """Parse sys.argv; what follows "--" is args.flags, which the programs get."""
-    own = sys.argv[1:]
-    flags = []
-    if "--" in own:
-        cut = own.index("--")
-        flags = own[cut + 1 :]
-        own = own[:cut]
-    args = parser.parse_args(own)
-    args.flags = flags
-    return args
+def split_flags(arguments):
+    """Return a script's own arguments, and what follows "--", flags of its programs."""
+    if "--" not in arguments:
+        return arguments, []
+    cut = arguments.index("--")
+    return arguments[:cut], arguments[cut + 1 :]
 
 
 def run(program, flags, root=ROOT):
-    """Run `python PROGRAM --json FLAGS` in one thread; exit with its error if it fails.
+    """Run `python PROGRAM --json FLAGS` in one thread.
 
     Args:
         program: teacher.py or another program of the project.
@@ -45,6 +40,9 @@ def run(program, flags, root=ROOT):
 
     Returns:
         The JSON object that the program prints last, a dict.
+
+    Raises:
+        OSError: the program failed; what it printed is on stderr.
     """
     command = [sys.executable, str(Path(root, program)), "--json"]
     command += [str(flag) for flag in flags]
@@ -56,7 +54,8 @@ def run(program, flags, root=ROOT):
         text=True,
     )
     if process.returncode != 0:
-        sys.exit(process.stderr)
+        print(process.stderr, file=sys.stderr)  # it may be a traceback
+        raise OSError(f"{' '.join(command)}: status {process.returncode}")
     return json.loads(process.stdout.splitlines()[-1])
 
 
@@ -81,7 +80,7 @@ def git(root, arguments):
 
 def commit(root=ROOT):
     """Return a checkout's short commit hash, with + where its programs differ."""
-    changed = git(root, ["status", "--short", "-uno", ":(exclude).lab"])
+    changed = git(root, ["status", "--short", "-uno", "*.py"])
     short_hash = git(root, ["rev-parse", "--short", "HEAD"])
     return short_hash + "+" if changed else short_hash
 
@@ -98,6 +97,7 @@ def recorded(**wanted):
 def record(key, **results):
     """Append a row of key and results, unless the record has a row with this key."""
     if recorded(**key):
+        print(f"{key}: in the record already, not recorded again")
         return
     with open(RECORD, "a") as file:
         file.write(json.dumps(key | results) + "\n")
@@ -158,7 +158,7 @@ def bootstrap(glosses, runs_a, runs_b):
     counts = resamples(len(glosses), DRAWS)
     errors_b = drawn_errors(runs_b, counts, generator)
     errors_a = drawn_errors(runs_a, counts, generator)
-    differences = np.sort((errors_b - errors_a) / (counts @ np.array(glosses)))
-    outside = DRAWS // 40  # draws below and above the interval
+    differences = (errors_b - errors_a) / (counts @ np.array(glosses))
+    low, high = np.quantile(differences, (0.025, 0.975))
     total = np.mean(runs_b, axis=0).sum() - np.mean(runs_a, axis=0).sum()
-    return total / sum(glosses), differences[outside], differences[-outside]
+    return total / sum(glosses), low, high

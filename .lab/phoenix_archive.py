@@ -16,6 +16,7 @@ import gzip
 import pickle
 from pathlib import Path
 
+import corpora
 import lab  # noqa: F401 (puts the project on the path)
 import numpy as np
 import phoenix_scale
@@ -30,7 +31,8 @@ WIDTH, HEIGHT = 210, 260  # of the picture in pixels
 MOVEMENT = 20  # pixels, standard deviation of a gloss's largest displacements
 NOISE = 2  # pixels
 PAUSE_FRAMES = 6  # before the first gloss
-# The most frequent ones; those in small letters and underscores need the clean-up.
+# The most frequent ones. The clean-up changes all but __ON__, __OFF__, IX, REGEN, WOLKE
+# and SONNE, and joins B R.
 FREQUENT = ["__ON__", "__OFF__", "IX", "REGEN", "loc-NORD", "WOLKE", "__EMOTION__"]
 FREQUENT += ["SONNE", "ZEIGEN", "S0NNE", "poss-MEIN", "__PU__", "lh-WIND"]
 FREQUENT += ["MORGEN-PLUSPLUS", "B", "R", "NORDRAUM"]
@@ -113,12 +115,8 @@ def write_split(folder, split, ids, vocabulary, movements, generator):
         pickle.dump(rows, file)
 
 
-def main():
+def write(args):
     """Write the archive and the feature files."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("--share", type=float, default=1.0, help="of the sentences")
-    args = parser.parse_args()
     release = args.folder / RELEASE
     (release / "annotations/manual").mkdir(parents=True)
     (release / "evaluation").mkdir()
@@ -133,6 +131,14 @@ def main():
         if split == "train":
             ids += sorted(CORRUPT_IDS)
         write_split(args.folder, split, ids, vocabulary, movements, generator)
+
+
+def main():
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--share", type=float, default=1.0, help="of the sentences")
+    corpora.run(parser, write)
 
 
 if __name__ == "__main__":

@@ -18,7 +18,6 @@ import argparse
 import dataclasses
 import os
 from dataclasses import dataclass
-from pathlib import Path
 
 import lab  # noqa: F401, the project's folder is on the path from here on
 from torch import nn
@@ -45,6 +44,7 @@ class PlainNetwork(teacher.Recogniser):
         centre_sentences: see teacher.standardise.
     """
 
+    temporal_stride = STRIDE
     kind = "teacher"  # names the best checkpoint, see teacher.BEST_CHECKPOINT
     options = ("hidden_size", "dropout", "backbone_ctc", "centre_sentences")
 
@@ -124,18 +124,9 @@ def train(config, resumed=None):
     model.to(config.device)
     with teacher.lock(config.output_dir):
         best = teacher.train(model, data, schedule, config, resumed=resumed)
-    path = Path(config.output_dir, teacher.BEST_CHECKPOINT[PlainNetwork.kind])
-    print(f"Best dev WER {best['wer']:.2%} at epoch {best['epoch']}: {path}")
-    result = {**best, "checkpoint": str(path), "dev_wer": best["wer"]}
-    if "test" in data.splits and config.overfit is None:
-        model, _ = teacher.load_model(path, PlainNetwork)
-        model.to(config.device)
-        evaluation = teacher.recognise(
-            model, data.splits["test"], data.vocabulary, config
-        )
-        print(f"Test {evaluation.errors}")
-        result["test_wer"] = evaluation.errors.wer
-    return result
+    return teacher.in_first_process(
+        teacher.report_best, best, data, config, PlainNetwork
+    )
 
 
 # ------------------------------------------------------------ the program

@@ -10,6 +10,7 @@ BatchNorm, not to the patterns that the kernels have learned.
 
 import argparse
 
+import corpora
 import lab  # noqa: F401, the project's folder is on the path from here on
 import torch
 
@@ -33,18 +34,22 @@ def shuffle_kernels(weights, seed):
     return shuffled
 
 
-def main():
+def write(args):
     """Write the file that the flags name."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("out", help="the .pth file to write")
-    parser.add_argument("--weights", help="a file of I3D's; none: Kinetics-400's")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    weights, _ = adapt.read_checkpoint(args.weights or adapt.fetch_kinetics())
+    weights, _ = adapt.read_checkpoint(args.weights)
     shuffled = shuffle_kernels(weights, args.seed)
     kernels = sum(adapt.is_unit_convolution(name) for name in shuffled)
     adapt.save_checkpoint(shuffled, args.out)
     print(f"{args.out}: {kernels} kernels shuffled of {len(shuffled)} arrays")
+
+
+def main():
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("out", help="the .pth file to write")
+    parser.add_argument("--weights", default=adapt.KINETICS, help="a file of I3D's")
+    parser.add_argument("--seed", type=int, default=0)
+    corpora.run(parser, write)
 
 
 if __name__ == "__main__":

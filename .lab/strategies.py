@@ -20,17 +20,19 @@ and on test with the best epoch's checkpoint.
 """
 
 import argparse
-import functools
 import os
 import random
+import sys
 import tempfile
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
 
+import corpora
 import lab
 
+WEIGHTS = "i3d_kinetics400"
 STRATEGIES = {  # flags beside those of the weights
     "from scratch": [],
     "full": [],
@@ -66,6 +68,11 @@ def write_subset(source, count, seed, folder):
     lines = (source / "train.corpus.csv").read_text().splitlines()
     header = lines[0]
     sentences = lines[1:]
+    if count > len(sentences):
+        raise ValueError(
+            f"--train_sentences {count}: {source} has {len(sentences)}, expected at "
+            f"most as many"
+        )
     drawn = sorted(random.Random(seed).sample(range(len(sentences)), count))
     chosen = [sentences[index] for index in drawn]
     (folder / "train.corpus.csv").write_text("\n".join([header] + chosen))
@@ -102,13 +109,13 @@ def teacher_flags(experiment, strategy):
 
 def record_key(experiment, strategy, seed):
     """Return the columns by which a run is known in the record, but its network."""
-    scratch = strategy == "from scratch"
+    from_scratch = strategy == "from scratch"
     return {
         "corpus": experiment.corpus,
         "strategy": strategy,
         "flags": method_flags(experiment) + experiment.flags,
         "seed": seed,
-        "weights": "random" if scratch else experiment.weights,
+        "weights": "random" if from_scratch else experiment.weights,
         "train_sentences": experiment.train_sentences,
     }
 
@@ -118,9 +125,10 @@ def run(experiment, strategy, seed):
     key = record_key(experiment, strategy, seed)
     network = "teacher" if experiment.teachers is None else "student"
     if experiment.keep is None and lab.recorded(**key, network=network):
-        print(f"{key}: in the record already")
+        print(f"{experiment.corpus}, {strategy}, seed {seed}: in the record already")
         return
     started = time.monotonic()
+    commit = lab.commit(experiment.root)
     run_name = f"{strategy}-{seed}"
     with tempfile.TemporaryDirectory() as scratch:
         output = Path(experiment.keep or scratch).resolve() / run_name
@@ -141,14 +149,19 @@ def run(experiment, strategy, seed):
             test_wer = results[trained].get("test_wer")
             lab.record(
                 key | {"network": trained},
-                commit=lab.commit(experiment.root),
+                commit=commit,
                 dev_best=min(curve),
                 dev_last=curve[-1],
                 test=test_wer,
                 seconds=seconds,
                 curve=[round(wer, 4) for wer in curve],
             )
-            print(f"{key}, {trained}: {curve[-1]:.3f}, test {test_wer}", flush=True)
+            test = "" if test_wer is None else f", test {test_wer:.1%}"
+            print(
+                f"{experiment.corpus}, {strategy}, seed {seed}, {trained}: dev "
+                f"{curve[-1]:.1%}{test}",
+                flush=True,
+            )
 
 
 def label_of(row):
@@ -159,9 +172,10 @@ def label_of(row):
 
 def distinct_runs(rows):
     """Return the rows without those of a run that was recorded under two names."""
-    return list(
-        {(row["seed"], row["dev_last"], row["test"]): row for row in rows}.values()
-    )
+    distinct = {}
+    for row in rows:
+        distinct[row["seed"], tuple(row["curve"]), row["test"]] = row
+    return list(distinct.values())
 
 
 def group_rows(rows, name_of):
@@ -178,7 +192,12 @@ def table_lines(corpus):
     def name_of(row):
         if row["network"] == "baseline":  # it has no teacher
             return "baseline"
-        return f"{row['network']}: {label_of(row)}"
+        name = f"{row['network']}: {label_of(row)}"
+        if row["train_sentences"] is not None:
+            name += f", {row['train_sentences']} sentences"
+        if row["weights"] not in (WEIGHTS, "random"):
+            name += f", {row['weights']}"
+        return name
 
     rows = [row for row in lab.recorded(corpus=corpus) if "network" in row]
     lines = [
@@ -203,7 +222,12 @@ def transfer_lines(corpus):
     def name_of(row):
         return f"{row['strategy']}, {row['weights']}", row["train_sentences"]
 
-    groups = group_rows(lab.recorded(corpus=corpus), name_of)
+    rows = [
+        row
+        for row in lab.recorded(corpus=corpus, network="teacher")
+        if row["train_sentences"] is not None
+    ]
+    groups = group_rows(rows, name_of)
     counts = sorted({count for _, count in groups})
     heads = [f"{count} sentences" for count in counts]
     lines = [f"| {corpus} | {' | '.join(heads)} |", "|---" * (1 + len(counts)) + "|"]
@@ -223,7 +247,7 @@ def make_parser():
     parser.add_argument("--data_dir", help="none: the built-in corpus")
     parser.add_argument(
         "--weights",
-        default="i3d_kinetics400",
+        default=WEIGHTS,
         metavar="NAME[=FILE]",
         help="their name in the record, and their file if teacher.py does not know it",
     )
@@ -236,13 +260,14 @@ def make_parser():
         "--strategies", nargs="*", default=list(STRATEGIES), choices=STRATEGIES
     )
     parser.add_argument("--workers", type=int, default=1, help="runs at a time")
-    parser.add_argument("--root", default=lab.ROOT, help="checkout to run")
+    parser.add_argument(
+        "--root", type=os.path.abspath, default=lab.ROOT, help="checkout to run"
+    )
     return parser
 
 
-def main():
+def run_all(args):
     """Run what the flags ask for and print the corpus's table."""
-    args = lab.parse_with_flags(make_parser())
     weights, _, weights_file = args.weights.partition("=")
     experiment = Experiment(
         corpus=args.corpus,
@@ -256,15 +281,20 @@ def main():
         root=args.root,
         flags=args.flags,
     )
+    pairs = [(strategy, seed) for seed in args.seeds for strategy in args.strategies]
     with ThreadPoolExecutor(args.workers) as pool:
-        runs = []
-        for seed in args.seeds:
-            for strategy in args.strategies:
-                train = functools.partial(run, experiment, strategy, seed)
-                runs.append(pool.submit(train))
-        for future in runs:
-            future.result()
+        # The first failure cancels the runs that have not begun.
+        for _ in pool.map(lambda pair: run(experiment, *pair), pairs):
+            pass
     print("\n".join(table_lines(args.corpus)))
+
+
+def main():
+    """Run the program."""
+    parser = make_parser()
+    own, flags = lab.split_flags(sys.argv[1:])
+    parser.set_defaults(flags=flags)
+    corpora.run(parser, run_all, own)
 
 
 if __name__ == "__main__":

@@ -46,7 +46,6 @@ import corpora
 import lab
 import numpy as np
 
-import teacher
 from wer import edit_distance, read_annotations
 
 NETWORKS = {"teacher": "teacher.py", "plain": ".lab/plain.py"}  # in a checkout
@@ -116,15 +115,26 @@ def write_split(source, folder, split, items):
     lines = ["id|folder|signer|annotation"]
     for original_split, annotation in items:
         name = annotation.id
-        original = teacher.find_features(
-            source / "features" / original_split / f"{name}.npy"
-        )
-        os.symlink(original, features / f"{name}{original.suffix}")
+        link_features(source / "features" / original_split, name, features)
         lines.append(
             f"{name}|{name}|{annotation.signer}|{' '.join(annotation.glosses)}"
         )
     text = "\n".join(lines) + "\n"
     (folder / f"{split}.corpus.csv").write_text(text, encoding="utf-8")
+
+
+def link_features(source, name, target):
+    """Link a sentence's feature file, from one folder into another.
+
+    Raises:
+        ValueError: there is no such file.
+    """
+    for suffix in (".npy", ".npz"):
+        original = source / f"{name}{suffix}"
+        if original.exists():
+            os.symlink(original, target / original.name)
+            return
+    raise ValueError(f"{source}/{name}.npy: no such file, expected it or an .npz")
 
 
 def held_out_sentences(folds_dir):

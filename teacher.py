@@ -2918,9 +2918,10 @@ def run_program(parser, argv, model_class, run):
 
 def name_unused_flags(parser, args):
     """Print which of the given flags --evaluate and --predict do not read, if any."""
+    defaults = parser.parse_args([])  # of the same types, as of paths
     unused = []
     for name in sorted(vars(args).keys() - EVALUATION_USES):
-        if getattr(args, name) != parser.get_default(name):
+        if getattr(args, name) != getattr(defaults, name):
             unused.append(f"--{name}")
     if unused:
         print(f"Flags of training, not used here: {' '.join(unused)}")

@@ -2098,9 +2098,11 @@ class TeacherProgram(TeacherTestCase):
 
         _, err = self.evaluate(checkpoint, *flags)
         _, err_without_flags = self.evaluate(checkpoint)
+        _, out_of_student, _ = self.program(distill.main, "--evaluate", "none.pth")
 
         self.assertIn("not used here: --epochs --temporal_stride\n", err)
         self.assertNotIn("not used", err_without_flags)
+        self.assertNotIn("not used", out_of_student)
 
     def test_ctm_is_scored_alike_by_wer(self):
         checkpoint, _ = self.checkpoint(std=0.1)

@@ -183,6 +183,13 @@ def phoenix_sizes(args, batch):
     return benchmark.Sizes(batch, args.frames, args.features, args.classes)
 
 
+def make_timing(args, precision):
+    """Return the benchmark.Timing that the flags ask for."""
+    return benchmark.Timing(
+        args.device, torch.get_num_threads(), args.steps, args.repeats, precision
+    )
+
+
 def run_steps(args, record):
     """Time steps of teacher and student at every batch size and precision."""
     teacher.allow_tf32(args.device)
@@ -190,13 +197,7 @@ def run_steps(args, record):
     for batch in args.batches:
         sizes = phoenix_sizes(args, batch)
         for precision in teacher.PRECISIONS:
-            timing = benchmark.Timing(
-                args.device,
-                torch.get_num_threads(),
-                args.steps,
-                args.repeats,
-                precision,
-            )
+            timing = make_timing(args, precision)
             benchmark.print_head(sizes, timing, sys.stdout)
             for kind in ("teacher", "student"):
                 row = benchmark.measure(sizes, timing, kind=kind)
@@ -594,13 +595,7 @@ def run_gather(args, record):
     print(f"{'':<14}{'B':>4}  {'precision':<9}" + "".join(f"{w:>16}" for w in WAYS))
     for batch in sorted({min(args.batches), max(args.batches)}):
         for precision in teacher.PRECISIONS:
-            timing = benchmark.Timing(
-                args.device,
-                torch.get_num_threads(),
-                args.steps,
-                args.repeats,
-                precision,
-            )
+            timing = make_timing(args, precision)
             key = {"batch": batch, "precision": precision}
             for unit_row in UNITS:
                 name = unit_row[0]

@@ -199,6 +199,9 @@ class Student(nn.Module):
         channels: C.
         dropout: share of values dropped in front of the classifier.
         centre_sentences: see teacher.standardise.
+
+    Raises:
+        ValueError: another temporal stride.
     """
 
     kind = "student"
@@ -215,6 +218,7 @@ class Student(nn.Module):
         centre_sentences=False,
     ):
         super().__init__()
+        teacher.refuse_other_stride(temporal_stride)
         self.temporal_stride = temporal_stride
         self.dropout = dropout
         self.centre_sentences = centre_sentences

@@ -80,6 +80,14 @@ DROPOUT = 0.5  # share of values dropped in front of the LSTM and of the classif
 FEATURE_CLIP_STD = 100  # features are clamped to so many standard deviations
 
 
+def refuse_other_stride(temporal_stride):
+    """Raise ValueError for a temporal stride that is not one of STRIDES."""
+    if temporal_stride not in STRIDES:
+        raise ValueError(
+            f"temporal_stride {temporal_stride}, expected one of {STRIDES}"
+        )
+
+
 def neighbours(lengths, kernel, left, stride=1, dilation=1, device="cpu"):
     """Find the rows that each output row of a convolution or pooling over time reads.
 
@@ -480,10 +488,7 @@ class I3DTeacher(Recogniser):
         shortcut_channels=0,
     ):
         super().__init__(feature_dim, dropout, backbone_ctc, centre_sentences)
-        if temporal_stride not in STRIDES:
-            raise ValueError(
-                f"temporal_stride {temporal_stride}, expected one of {STRIDES}"
-            )
+        refuse_other_stride(temporal_stride)
         self.temporal_stride = temporal_stride
         self.stem = Stem(feature_dim)
         channels = STEM_CHANNELS[-1]

@@ -567,8 +567,15 @@ class Network(TeacherTestCase):
                 self.assertRaisesRegex(ValueError, re.escape(words)),
             ):
                 model(torch.zeros(shape), torch.tensor(lengths))
-        with self.assertRaisesRegex(ValueError, r"temporal_stride 3, expected .*2, 4"):
-            teacher.I3DTeacher(8, 5, temporal_stride=3)
+
+    def test_other_strides_are_refused(self):
+        for model_class in (teacher.I3DTeacher, distill.Student):
+            for stride in (1, 3, 16):
+                with (
+                    self.subTest(model_class=model_class.__name__, stride=stride),
+                    self.assertRaisesRegex(ValueError, f"stride {stride}, .*2, 4, 8"),
+                ):
+                    model_class(8, 5, temporal_stride=stride)
 
     def test_double_features_are_taken_as_they_are(self):
         model = teacher.I3DTeacher(10, 4, hidden_size=8).eval()

@@ -7151,7 +7151,6 @@ class Readme(FolderTestCase):
 
     @with_onnx
     def test_code_for_the_onnx_student_runs_without_torch(self):
-        shutil.copy(HERE / "wer.py", self.folder)
         self.write("torch.py", "raise ImportError('torch is imported')")
 
         self.assert_code_prints_the_glosses("student.onnx")

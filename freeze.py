@@ -10,6 +10,7 @@ whether the run that reaches epoch k was resumed. Epochs, stages and steps count
 """
 
 import argparse
+import bisect
 import itertools
 import math
 
@@ -117,6 +118,7 @@ class UnfreezeSchedule:
         frozen: the layers that start frozen, from input to output.
         starts: the first epoch of each stage.
         releases: for each stage the layers that begin to train in it, top first.
+        always_trainable: those of the names given that lie in a frozen layer.
 
     Raises:
         ValueError: an unknown layer, or a stage without an epoch or without a layer.
@@ -155,8 +157,7 @@ class UnfreezeSchedule:
 
     def stage(self, epoch):
         """Return the stage that the epoch belongs to."""
-        started = [start for start in self.starts if start <= epoch]
-        return len(started) - 1
+        return bisect.bisect_right(self.starts, epoch) - 1
 
     def trainable(self, epoch):
         """Return the names of what trains in the epoch, a tuple.
@@ -229,8 +230,8 @@ class BatchNorm1d(nn.BatchNorm1d):
 def apply_freeze(model, trainable):
     """Let exactly the named parts of the model train, by setting requires_grad.
 
-    Every BatchNorm1d of this module that is frozen by it keeps its running statistics
-    through any later model.train().
+    Every freeze.BatchNorm1d that is frozen by it keeps its running statistics through
+    any later model.train().
 
     Args:
         model: an nn.Module.

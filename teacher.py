@@ -104,8 +104,8 @@ def neighbours(lengths, kernel, left, stride=1, dilation=1, device="cpu"):
         The index N stands for a frame before a sentence's start or after its end, which
         gather_rows reads as zeros.
     """
-    output_lengths = -(-lengths // stride)
-    sentence = torch.repeat_interleave(output_lengths)  # [N']
+    output_lengths = -(-lengths // stride)  # rounded up
+    sentence = torch.repeat_interleave(output_lengths)  # [N'], such as 0 0 0 1 1
     first_output = output_lengths.cumsum(0) - output_lengths  # [B]
     position = torch.arange(len(sentence)) - first_output[sentence]  # [N']
     taps = dilation * (torch.arange(kernel) - left)  # [kernel]
@@ -144,6 +144,17 @@ def pad(rows, lengths, frames):
     return F.pad(padded, (0, 0, 0, frames - padded.shape[1]))
 
 
+def unpad(padded, lengths):
+    """Leave out what lies past each sentence's end: [B, T, C], [B] -> [N, C]."""
+    pairs = zip(padded, lengths.tolist(), strict=True)
+    return torch.cat([sentence[:length] for sentence, length in pairs])
+
+
+def frame_mask(lengths, frames):
+    """Mark the frames before each sentence's end: [B], T -> [B, T], true for these."""
+    return torch.arange(frames, device=lengths.device) < lengths[:, None]
+
+
 def standardise(features, lengths, mean, std, centre_sentences):
     """Express features in the train split's standard deviations from a mean.
 
@@ -163,7 +174,7 @@ def standardise(features, lengths, mean, std, centre_sentences):
     Returns:
         Features [B, T, D], meaningless past a sentence's end.
     """
-    standardised = (features.to(mean) - mean) / std
+    standardised = (features.to(mean.dtype) - mean) / std
     standardised = standardised.clamp(-FEATURE_CLIP_STD, FEATURE_CLIP_STD)
     if not centre_sentences:
         return standardised
@@ -182,7 +193,8 @@ class Unit(nn.Module):
 
     def __init__(self, inputs, outputs, kernel=1):
         super().__init__()
-        self.conv = nn.Conv1d(inputs, outputs, kernel, bias=False)  # for its weight
+        # It holds the weight and draws its random values; it is never called.
+        self.conv = nn.Conv1d(inputs, outputs, kernel, bias=False)
         # nn.BatchNorm1d that stays put while frozen; see the section on processes.
         self.bn = BatchNorm(outputs, eps=adapt.BATCHNORM_EPS)
 
@@ -275,8 +287,9 @@ class Shortcut(nn.Module):
 class Recurrent(nn.LSTM):
     """The BiLSTM over frames; it holds the Shortcut, if there is one.
 
-    Shortcut, here, and projections, in Classifier, belong to these layers because the
-    network's children are those of freeze.LAYERS.
+    The shortcut is held here, and the projections in Classifier, so that the network's
+    children are exactly those of freeze.LAYERS. Neither is part of these layers' own
+    forward: Recogniser applies the projections, I3DTeacher the shortcut.
     """
 
     def __init__(self, inputs, hidden_size, shortcut=None):
@@ -368,7 +381,7 @@ class Recogniser(nn.Module):
         # Autocast would run the LSTM in half precision.
         with torch.autocast(frames.device.type, enabled=False):
             packed = rnn.pack_padded_sequence(
-                frames.to(self.feature_mean.dtype),
+                frames.to(self.feature_mean.dtype),  # under autocast it may be bfloat16
                 lengths,
                 batch_first=True,
                 enforce_sorted=False,
@@ -397,8 +410,8 @@ class Recogniser(nn.Module):
         rows, lengths = self.rows_of(features, lengths)
         kinds, lengths = self.frames_of(rows, lengths)
         frames = []
-        for rows in kinds:
-            padded = pad(rows, lengths, self.output_frames(features))
+        for kind_rows in kinds:
+            padded = pad(kind_rows, lengths, self.output_frames(features))
             frames.append(F.dropout(padded, self.dropout, self.training))
         return frames, lengths
 
@@ -421,9 +434,7 @@ class Recogniser(nn.Module):
             self.feature_std,
             self.centre_sentences,
         )
-        pairs = zip(features, lengths.tolist(), strict=True)
-        rows = torch.cat([sentence[:length] for sentence, length in pairs])
-        return rows, lengths
+        return unpad(features, lengths), lengths
 
     def check_shapes(self, features, lengths):
         """Raise ValueError unless features are [B, T, D], and lengths [B] 1 to T."""
@@ -445,10 +456,11 @@ class Recogniser(nn.Module):
 class I3DTeacher(Recogniser):
     """I3D over time, BiLSTM, classifier; its children are freeze.LAYERS in this order.
 
-    At a temporal stride of 4 the last pooling, at 2 both keep their window, but no
-    longer halve time, and all kernels behind are dilated instead (a trous: Chen et al.
+    At a temporal stride of 4 the pooling in front of mixed_5b has a stride of 1 instead
+    of 2; at a temporal stride of 2 so has that in front of mixed_4b. Their windows
+    stay, and the kernels behind are dilated by 2, or 4, instead (a trous: Chen et al.
     2018, arXiv 1606.00915). In evaluation every second (fourth) frame of the backbone
-    then equals that of the network at stride 8.
+    then equals one of the network at stride 8.
 
     Args:
         feature_dim: D.
@@ -781,11 +793,6 @@ def make_evaluator(model, sentences, vocabulary, config, beam_width=1):
     )
 
 
-def frame_mask(lengths, frames):
-    """Mark the frames before each sentence's end: [B], T -> [B, T], true for these."""
-    return torch.arange(frames, device=lengths.device) < lengths[:, None]
-
-
 def default_device():
     """Return the name of the device to run on where none is asked for."""
     return "cuda" if torch.cuda.is_available() else "cpu"
@@ -840,8 +847,8 @@ def make_schedule(config, fresh_modules=()):
     """Return the UnfreezeSchedule that a Config asks for.
 
     Args:
-        config: a Config; unfreeze_by implies progressive_unfreeze, and each of the
-            freezing flags freezes the backbone.
+        config: a Config; unfreeze_by implies progressive_unfreeze, which freezes the
+            whole backbone unless freeze_until_layer names another last layer.
         fresh_modules: names of the modules that no checkpoint filled, which always
             train.
 
@@ -1575,6 +1582,7 @@ def read_data(data_dir=None, vocabulary=None, feature_dim=None, clean=None):
         try:
             sentences = read_split(data_dir, split, clean)
         except ValueError as error:
+            # One line per error. Where dev is held out of train, both have the same.
             new_errors = str(error).split("\n  ")
             scan.errors += [line for line in new_errors if line not in scan.errors]
             continue
@@ -1770,8 +1778,8 @@ class Batch(NamedTuple):
 
 def collate(items):
     """Return the Batch of some items of a SentenceDataset."""
-    features = [torch.as_tensor(features) for features, _ in items]
-    targets = [torch.as_tensor(classes) for _, classes in items]
+    features = [features for features, _ in items]
+    targets = [classes for _, classes in items]
     return Batch(
         rnn.pad_sequence(features, batch_first=True),
         torch.tensor([len(sentence) for sentence in features]),
@@ -1843,7 +1851,7 @@ def make_loader(sentences, vocabulary, config, augment=None, shuffle=False):
 def leave_process_group(worker):
     """Keep a signal to the process group, such as Ctrl-C, from ending a worker.
 
-    The first process gets it too, reports it and ends its workers.
+    The training process gets it too, reports it and ends its workers.
     """
     if hasattr(os, "setpgrp"):  # not on Windows
         os.setpgrp()
@@ -2119,7 +2127,8 @@ class BatchNorm(freeze.BatchNorm1d):
 
     def forward(self, rows, valid=None):
         """Normalise rows; valid [N] is true for those that count, None means all."""
-        # PyTorch's own layer is faster, where it can be used: it refuses a single row.
+        # With all rows in one process PyTorch's own layer does the same, and faster;
+        # but it refuses a single row.
         one_process = process_count() == 1
         if not self.training or (valid is None and one_process and len(rows) > 1):
             return super().forward(rows)
@@ -2546,10 +2555,10 @@ def curves_svg(history, schedule, constant_wer):
     last = max(1, schedule.epochs - 1)
     best = best_epoch(history)
     losses = Panel(
-        "Loss in nats per gloss",
+        "Loss",
         [
             Line("training objective", BLUE, points("loss")),
-            Line("CTC loss on dev", RED, points("dev_loss")),
+            Line("CTC loss on dev, nats per gloss", RED, points("dev_loss")),
         ],
     )
     wers = Panel(
@@ -2855,7 +2864,8 @@ def make_parser():
         "--validate_data",
         metavar="DIR",
         type=os.path.abspath,
-        help="read and describe a corpus; status 0 if half of train is long enough",
+        help="read and describe a corpus; status 0 if half of train is long enough and "
+        "a gloss of dev is in train",
     )
     parser.set_defaults(**dataclasses.asdict(Config()))
     return parser
@@ -2926,7 +2936,8 @@ def name_unused_flags(parser, args):
 def explain_failure(error, args):
     """Return the exit status and the line for an error.
 
-    The status is None for a defect of this program, whose traceback is needed.
+    A ValueError counts as what the user gave. The status is None for a defect of this
+    program, whose traceback is needed.
     """
     if isinstance(error, ValueError):
         return 2, str(error)
@@ -2958,7 +2969,7 @@ def parse_resumed(parser, argv, args, model_class):
     """Parse the flags of a run to resume, with those of its last.pth as defaults.
 
     Flags that are given must be those the run was started with, but for
-    RESUME_MAY_CHANGE. Without a GPU a run of one continues on the CPU.
+    RESUME_MAY_CHANGE. A run from a GPU continues on the CPU where there is none.
 
     Args:
         parser: a ProgramParser; its defaults are changed.
@@ -3256,6 +3267,12 @@ def run_teacher(args, resumed):
         print(
             f"--freeze_until_layer {config.freeze_until_layer} decides what is frozen, "
             f"not --freeze_backbone, which alone freezes to {freeze.FREEZE_UNTIL}"
+        )
+    progressive = config.progressive_unfreeze or config.unfreeze_by is not None
+    if config.unfreeze_stages != freeze.STAGES and not progressive:
+        print(
+            f"--unfreeze_stages {config.unfreeze_stages} is not used: without "
+            f"--progressive_unfreeze or --unfreeze_by nothing is released in stages"
         )
     return train_teacher(config, resumed)
 

@@ -1341,6 +1341,20 @@ class Training(TeacherTestCase):
                 self.assertEqual(len(trained), layers)
                 self.assertRegex(run.out, "(?s)Best dev WER .*Test WER ")
 
+    def test_freezing_flags_without_effect_are_named(self):
+        cases = (
+            ("--unfreeze_stages 3", "--unfreeze_stages 3 is not used"),
+            (
+                "--freeze_backbone --freeze_until_layer mixed_3b",
+                "--freeze_until_layer mixed_3b decides what is frozen",
+            ),
+        )
+        for flags, words in cases:
+            with self.subTest(flags=flags):
+                run = self.train(*flags.split(), epochs=1)
+
+                self.assertIn(words, run.out)
+
     def test_degenerate_features_stay_finite(self):
         largest = np.finfo(np.float32).max
         subnormal = np.float32(1e-40)
@@ -2007,7 +2021,12 @@ class Reporting(TeacherTestCase):
             heights = [y for _, y in line]
             self.assertEqual(heights, sorted(heights))
         self.assertEqual(constant[0][1], constant[1][1])
-        for name in ("training objective", "CTC loss on dev", "network", "stage 3"):
+        for name in (
+            "training objective",
+            "CTC loss on dev, nats per gloss",
+            "network",
+            "stage 3",
+        ):
             self.assertIn(f">{name}<", svg)
 
     def test_picture_of_a_run_has_a_point_per_epoch(self):

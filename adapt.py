@@ -742,7 +742,7 @@ def load_pretrained(model, source, method=METHOD, vocabulary=None):
     values, adapted = adapt_weights(weights, method)
     state = model.state_dict()
     other_classes = None
-    if vocabulary and origin.vocabulary and origin.vocabulary != vocabulary:
+    if vocabulary and origin.vocabulary and origin.vocabulary != list(vocabulary):
         other_classes = len(origin.vocabulary)
     reasons = find_reasons(values, state, other_classes)
 

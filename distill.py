@@ -16,6 +16,7 @@ CTC blank as class 0.
 import contextlib
 import dataclasses
 import functools
+import hashlib
 import importlib.util
 import json
 import logging
@@ -55,19 +56,24 @@ def kd_loss(student_logits, teacher_logits, lengths, temperature):
         A scalar in nats per frame.
 
     Raises:
-        ValueError: shapes that differ, or lengths beyond T'.
+        ValueError: shapes that do not fit each other, or lengths that are not 1 to T'.
     """
-    same_shape = student_logits.shape == teacher_logits.shape
-    if not same_shape or lengths.max() > student_logits.shape[1]:
+    fits = (
+        student_logits.shape == teacher_logits.shape
+        and lengths.shape == student_logits.shape[:1]
+        and lengths.min() >= 1
+        and lengths.max() <= student_logits.shape[1]
+    )
+    if not fits:
         raise ValueError(
             f"logits {list(student_logits.shape)} and {list(teacher_logits.shape)}, "
-            f"lengths to {lengths.max()}, expected equal [B, T', V], lengths to T'"
+            f"lengths {lengths.tolist()}, expected equal [B, T', V], B lengths 1 to T'"
         )
     student_log_probs = soft_log_probs(student_logits, lengths, temperature)
     teacher_log_probs = soft_log_probs(teacher_logits, lengths, temperature)
-    total = F.kl_div(
-        student_log_probs, teacher_log_probs, reduction="sum", log_target=True
-    )
+    # As probabilities, so that a class that the teacher rules out (-inf) counts as 0.
+    teacher_probs = teacher_log_probs.exp()
+    total = F.kl_div(student_log_probs, teacher_probs, reduction="sum")
     mean = teacher.batch_mean(total, len(student_log_probs))
     return temperature**2 * mean
 
@@ -219,6 +225,7 @@ class Student(nn.Module):
         super().__init__()
         teacher.refuse_other_stride(temporal_stride)
         self.temporal_stride = temporal_stride
+        self.channels = channels
         self.dropout = dropout
         self.centre_sentences = centre_sentences
         self.register_buffer("feature_mean", torch.zeros(feature_dim))
@@ -392,7 +399,8 @@ def export_student(checkpoint, path):
 class Config(teacher.TrainingConfig):
     """Every setting of a student's training run: name, default, unit and meaning.
 
-    The program's flags have the same names and take their defaults from here.
+    The program's flags have the same names and take their defaults from here; only
+    teacher_sha256 has no flag.
     """
 
     output_dir: str = "checkpoints/student"  # for checkpoints, log and picture
@@ -400,6 +408,7 @@ class Config(teacher.TrainingConfig):
     dropout: float = DROPOUT  # share of values dropped in front of the classifier
     channels: int = CHANNELS  # of its blocks
     teacher_checkpoint: str = "checkpoints/teacher/best_i3d.pth"  # or another
+    teacher_sha256: str | None = None  # of that file, set when the run begins
     temperature: float = 4.0  # of teacher and student in kd_loss
     alpha: float = 0.7  # weight of kd_loss; CTC has 1 - alpha
     no_baseline: bool = False  # do not train the student without the teacher
@@ -481,11 +490,18 @@ def distill(config, resumed=None):
             f"first, or name one by --teacher_checkpoint"
         )
     teacher.refuse_unwritable(config.output_dir, f"--output_dir {config.output_dir}")
+    teacher_sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    if config.teacher_sha256 not in (None, teacher_sha256):
+        raise ValueError(
+            f"{source}: not the teacher that this run began with, expected the same "
+            f"file, or another --output_dir for another run"
+        )
     teacher_model, checkpoint = teacher.load_model(source, teacher.I3DTeacher)
     refuse_teachers_folder(source, config.output_dir)
     config = teacher.with_data_of(config, checkpoint, source)
     config = dataclasses.replace(
         config,
+        teacher_sha256=teacher_sha256,
         temporal_stride=teacher_model.temporal_stride,
         centre_sentences=teacher_model.centre_sentences,
     )
@@ -536,7 +552,8 @@ PASSES = 5  # over these sentences
 def report(models, data, config):
     """Print size, speed and WER of checkpoints side by side.
 
-    The WER is on test, else on dev, which also chose each model's epoch.
+    The WER is on test, else on dev, which also chose each model's epoch; with
+    config.overfit it is on the sentences that were trained on.
 
     Args:
         models: name -> (class, path of the checkpoint).
@@ -548,6 +565,9 @@ def report(models, data, config):
     """
     split = "test" if "test" in data.splits else "dev"
     sentences = data.splits[split]
+    if config.overfit is not None:
+        split = "train"
+        sentences, _ = teacher.select_sentences(data, config)
     wer_key = f"{split}_wer"
     found = {}
     print()

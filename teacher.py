@@ -315,7 +315,8 @@ class Recogniser(nn.Module):
     """Standardised features, frames, BiLSTM, classifier: the teacher and its like.
 
     A network derives from it: it defines `kind`, `options`, `temporal_stride`,
-    `frames_of` and the layers `lstm` and `classifier`, a Classifier.
+    `frames_of` and the layers `lstm` and `classifier`, a Classifier. It keeps the value
+    of each option as an attribute of that name.
 
     Args:
         feature_dim: D.
@@ -502,6 +503,8 @@ class I3DTeacher(Recogniser):
         super().__init__(feature_dim, dropout, backbone_ctc, centre_sentences)
         refuse_other_stride(temporal_stride)
         self.temporal_stride = temporal_stride
+        self.hidden_size = hidden_size
+        self.shortcut_channels = shortcut_channels
         self.stem = Stem(feature_dim)
         channels = STEM_CHANNELS[-1]
         for name, branches in BRANCHES.items():
@@ -1218,8 +1221,6 @@ ANNOTATION_NAMES = (
     "{}.SI5.corpus.csv",
 )
 ANNOTATION_FOLDERS = ("", "annotations/manual")
-# A train sentence of Phoenix-2014 whose video is damaged.
-CORRUPT_IDS = {"13April_2011_Wednesday_tagesschau_default-14"}
 BLANK = "<blank>"
 DEV_SHARE = 0.1  # of the train sentences, held out where there is no dev file
 MOST_ERRORS = 10  # errors of a corpus that are printed
@@ -1336,7 +1337,7 @@ def read_sentences(data_dir, split, clean):
             )
         if clean and split == "train":
             glosses = wer.clean_phoenix_annotation(" ".join(glosses))
-        if annotation.id in CORRUPT_IDS or not glosses:
+        if annotation.id in wer.PHOENIX_CORRUPT_IDS or not glosses:
             left_out.append(annotation.id)
             continue
         features = Path(data_dir, "features", split, f"{annotation.id}.npy")
@@ -1674,7 +1675,7 @@ def refuse_other_options(model, config):
     """Raise ValueError where a model was made with other options than a config's."""
     for name in model.options:
         wanted = getattr(config, name)
-        found = getattr(model, name, wanted)  # not every option is kept by its name
+        found = getattr(model, name)
         if found != wanted:
             raise ValueError(
                 f"a model with {name} {found} and a config with {wanted}, expected the "
@@ -2391,12 +2392,14 @@ def decoding_diagnosis(evaluation):
     if deletions > 2 * insertions + 0.05:
         return [
             f"deletions prevail, {deletions:.1%} of the glosses, insertions "
-            f"{insertions:.1%}: --beam_width 10, a smaller --temporal_stride"
+            f"{insertions:.1%}: --evaluate with --beam_width 10, a smaller "
+            f"--temporal_stride"
         ]
     if insertions > 2 * deletions + 0.05:
         return [
             f"insertions prevail, {insertions:.1%} of the glosses, deletions "
-            f"{deletions:.1%}: --beam_width 10, a larger --temporal_stride"
+            f"{deletions:.1%}: --evaluate with --beam_width 10, a larger "
+            f"--temporal_stride"
         ]
     return []
 
@@ -2608,6 +2611,9 @@ EVALUATION_USES = {
     "precision",
     "device",
 }
+
+
+EVALUATION_ALONE = {"split", "beam_width"}  # flags that only these modes read
 
 
 def refuse_unwritable(folder, flag):
@@ -2900,8 +2906,7 @@ def run_program(parser, argv, model_class, run):
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         with contextlib.redirect_stdout(message_stream(args.json)):
-            if args.evaluate is not None or args.predict is not None:
-                name_unused_flags(parser, args)
+            name_unused_flags(parser, args)
             resumed = None
             if args.resume:
                 args, resumed = parse_resumed(parser, argv, args, model_class)
@@ -2923,14 +2928,17 @@ def run_program(parser, argv, model_class, run):
 
 
 def name_unused_flags(parser, args):
-    """Print which of the given flags --evaluate and --predict do not read, if any."""
+    """Print which of the given flags are not read by the mode that is asked for."""
     defaults = parser.parse_args([])  # of the same types, as of paths
+    evaluating = args.evaluate is not None or args.predict is not None
     unused = []
-    for name in sorted(vars(args).keys() - EVALUATION_USES):
-        if getattr(args, name) != getattr(defaults, name):
+    for name in sorted(vars(args)):
+        used = name in EVALUATION_USES if evaluating else name not in EVALUATION_ALONE
+        if not used and getattr(args, name) != getattr(defaults, name):
             unused.append(f"--{name}")
     if unused:
-        print(f"Flags of training, not used here: {' '.join(unused)}")
+        purpose = "training" if evaluating else "--evaluate and --predict"
+        print(f"Flags of {purpose}, not used here: {' '.join(unused)}")
 
 
 def explain_failure(error, args):
@@ -3067,6 +3075,8 @@ def evaluate_checkpoint(path, model_class, split, config, beam_width, ctm=None):
         ValueError: files that are missing, broken or do not fit each other.
     """
     if ctm is not None:
+        if Path(ctm).is_dir():
+            raise ValueError(f"--ctm {ctm}: a folder, expected the name of a file")
         refuse_unwritable(Path(ctm).absolute().parent, f"--ctm {ctm}")
     model, checkpoint = load_model(path, model_class)
     config = with_data_of(config, checkpoint, path)

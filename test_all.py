@@ -810,6 +810,22 @@ class Training(TeacherTestCase):
         with self.assertRaises(dataclasses.FrozenInstanceError):
             config.epochs = 3
 
+    def test_model_of_other_options_is_refused(self):
+        data = self.data()
+        for name, value in (
+            ("hidden_size", 16),
+            ("shortcut_channels", 0),
+            ("temporal_stride", 2),
+        ):
+            with self.subTest(name=name):
+                config = small_config(output_dir=str(self.folder / "run"))
+                other = dataclasses.replace(config, **{name: value})
+                model = teacher.make_model(teacher.I3DTeacher, data, other)
+                schedule = teacher.make_schedule(config)
+
+                with self.assertRaisesRegex(ValueError, f"with {name} {value} and"):
+                    teacher.train(model, data, schedule, config)
+
     def test_checkpoint_holds_the_config(self):
         config = small_config(
             data_dir=str(self.corpus()),
@@ -1673,7 +1689,7 @@ class Corpus(TeacherTestCase):
     def test_validation_says_what_training_would_meet(self):
         folder = self.corpus(train=7)
         features = folder / "features"
-        (corrupt_id,) = teacher.CORRUPT_IDS
+        (corrupt_id,) = wer.PHOENIX_CORRUPT_IDS
         shutil.copy(features / "train/train-0004.npy", features / "dev/dev-0001.npy")
         lines = (folder / "train.corpus.csv").read_text().splitlines()
         short = ((0, 12, "A B A B"), (1, 6, "A A A"), (2, 5, "A B C D E F"))
@@ -2118,6 +2134,14 @@ class TeacherProgram(TeacherTestCase):
         self.assertEqual((status, message.count("\n")), (1, 0))
         self.assertIn("--batch_size", message)
 
+    def test_training_names_the_flags_it_does_not_use(self):
+        run = self.train("--beam_width", 10, "--split", "test", epochs=1)
+
+        words = (
+            "Flags of --evaluate and --predict, not used here: --beam_width --split\n"
+        )
+        self.assertIn(words, run.out)
+
     def test_evaluate_names_the_flags_it_does_not_use(self):
         checkpoint, _ = self.checkpoint()
         flags = ["--epochs", 7, "--temporal_stride", 8, "--beam_width", 2]
@@ -2142,6 +2166,12 @@ class TeacherProgram(TeacherTestCase):
         _, out, _ = self.program(wer.main, reference, ctm, "--json")
 
         self.assertEqual(json.loads(out)["wer"], found["wer"])
+
+    def test_ctm_that_is_a_folder_is_refused_before_the_recognition(self):
+        checkpoint, _ = self.checkpoint()
+        flags = ["--evaluate", checkpoint, "--device", "cpu", "--ctm", self.folder]
+
+        self.assert_refused(teacher.main, flags, f"--ctm {self.folder}: a folder")
 
     def test_predict_prints_the_glosses_of_files(self):
         checkpoint, model = self.checkpoint(std=0.1)
@@ -3835,6 +3865,7 @@ class Adaptation(FolderTestCase):
         path = self.save(content)
         for vocabulary, fresh in (
             ([*"-AÜ"], []),
+            (("-", "A", "Ü"), []),
             ([*"-AC"], ["classifier.weight", "classifier.bias"]),
             (None, []),
         ):
@@ -4421,8 +4452,22 @@ class Distillation(FolderTestCase):
 
         with self.assertRaisesRegex(ValueError, r"\[1, 5, 4\] and \[1, 6, 4\]"):
             distill.kd_loss(logits, torch.zeros(1, 6, 4), torch.tensor([5]), 4.0)
-        with self.assertRaisesRegex(ValueError, "lengths to 40"):
-            distill.kd_loss(logits, logits, torch.tensor([40]), 4.0)
+        for lengths in ([40], [0], [5, 5]):
+            with self.subTest(lengths=lengths):
+                words = rf"lengths \[{str(lengths)[1:-1]}\], expected"
+                with self.assertRaisesRegex(ValueError, words):
+                    distill.kd_loss(logits, logits, torch.tensor(lengths), 4.0)
+
+    def test_class_that_the_teacher_rules_out_costs_nothing(self):
+        student_logits, teacher_logits = torch.randn(2, 1, 6, 5, dtype=torch.float64)
+        teacher_logits[:, :, 4] = -math.inf
+
+        loss = distill.kd_loss(student_logits, teacher_logits, torch.tensor([6]), 1.0)
+
+        p = teacher_logits[0, :, :4].softmax(dim=1)
+        q = student_logits[0].softmax(dim=1)[:, :4]
+        expected = (p * (p / q).log()).sum(dim=1).mean()
+        torch.testing.assert_close(loss, expected)
 
     def test_total_is_alpha_kd_and_the_rest_ctc(self):
         targets = [[3, 1], [2]]
@@ -4687,6 +4732,39 @@ class Distillation(FolderTestCase):
         self.assertEqual(status, 130, stderr)
         self.assertEqual(list(resumed_result), ["teacher", "student"])
         self.assertTrue(exported.exists())
+
+    def test_resuming_with_another_teacher_is_refused(self):
+        folder, _, _ = self.distill("--no_baseline", "--epochs", 1)
+        moved = self.source.rename(self.folder / "moved.pth")
+        other = random_model(teacher.I3DTeacher, self.teacher_config)
+        save_checkpoint(other, self.source, self.teacher_config)
+        resume = ["--resume", "--output_dir", folder]
+
+        for flags, path in (
+            ([], self.source),
+            (["--teacher_checkpoint", self.source], self.source),
+        ):
+            with self.subTest(flags=flags):
+                words = f"{path}: not the teacher that this run began with"
+                self.assert_refused(distill.main, resume + flags, words)
+        status, _, stderr = self.program(
+            distill.main, *resume, "--teacher_checkpoint", moved
+        )
+        self.assertEqual(status, 0, stderr)
+
+    def test_overfitted_student_is_scored_on_its_train_sentences(self):
+        _, result, stderr = self.distill("--overfit", 2, "--no_baseline")
+
+        self.assertIn("train WER", stderr)
+        path = result["student"]["checkpoint"]
+        scored, _ = self.run_json(distill.main, "--evaluate", path, "--split", "train")
+        errors = 0
+        glosses = 0
+        for sentence in teacher.read_split(self.data_dir, "train")[:2]:
+            hypothesis = scored["hypotheses"][sentence.id]
+            errors += wer.edit_distance(sentence.glosses, hypothesis)
+            glosses += len(sentence.glosses)
+        self.assertEqual(result["student"]["train_wer"], errors / glosses)
 
     def test_evaluation_and_prediction_agree_with_the_report(self):
         (self.data_dir / "test.corpus.csv").unlink()
@@ -6132,7 +6210,7 @@ class Lab(FolderTestCase):
 
         done = self.script("differences.py", self.folder / "source", target)
 
-        self.assertEqual((done.returncode, done.stderr.count("\n")), (1, 1))
+        self.assertEqual((done.returncode, done.stderr.count("\n")), (2, 1))
         words = f"differences.py: [Errno 17] File exists: '{target}'"
         self.assertIn(words, done.stderr)
 
@@ -6779,6 +6857,28 @@ class Lab(FolderTestCase):
         self.assertIn("--evaluate", evaluation)
         expected = {f"fold3/{a.id}": len(a.glosses) for a in references}
         self.assertEqual(errors, {"plain": expected})
+
+    def test_crossvalidation_refuses_other_sentences_of_the_same_name(self):
+        crossvalidate = lab_module("crossvalidate")
+        folds = self.folder / "folds"
+        folds.mkdir()
+        self.corpus().rename(folds / "fold0")
+        sentences = crossvalidate.held_out_sentences(folds)
+        errors = dict.fromkeys(sentences, 1)
+        record = mock.patch.object(crossvalidate.lab, "RECORD", self.folder / "record")
+
+        with record:
+            printed(crossvalidate.save, folds, "one", 0, errors)
+            lines = crossvalidate.table_lines("folds")
+            csv = folds / "fold0/dev.corpus.csv"
+            csv.write_text(csv.read_text().rstrip() + " MORE\n")
+            with self.assertRaisesRegex(ValueError, "has 'one' on other sentences"):
+                crossvalidate.save(folds, "two", 0, errors)
+            with self.assertRaisesRegex(ValueError, "typo: the record has no setting"):
+                crossvalidate.table_lines("typo")
+
+        glosses = sum(len(annotation.glosses) for annotation in sentences.values())
+        self.assertEqual(lines[2], f"| one | 1 | {100 * len(errors) / glosses:.1f} |")
 
     def test_plain_network_ignores_padding(self):
         plain = lab_module("plain")

@@ -605,6 +605,8 @@ PHOENIX_RULES += [
     ("-PLUSPLUS", ""),
 ]
 PHOENIX_RULES += MERGE_REPEATS * 4
+# A train sentence of Phoenix-2014 whose video is damaged.
+PHOENIX_CORRUPT_IDS = {"13April_2011_Wednesday_tagesschau_default-14"}
 PHOENIX_DROPPED = re.compile("__LEFTHAND__|__EPENTHESIS__|__EMOTION__")
 
 

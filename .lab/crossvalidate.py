@@ -46,7 +46,7 @@ import corpora
 import lab
 import numpy as np
 
-from wer import edit_distance, read_annotations
+from wer import PHOENIX_CORRUPT_IDS, edit_distance, read_annotations
 
 NETWORKS = {"teacher": "teacher.py", "plain": ".lab/plain.py"}  # in a checkout
 
@@ -86,7 +86,10 @@ def make_folds(corpus, folds_dir, folds):
     pooled = []
     for split in ("train", "dev"):
         for annotation in read_annotations(source / f"{split}.corpus.csv"):
-            pooled.append((split, annotation))
+            if annotation.id in PHOENIX_CORRUPT_IDS:
+                print(f"Left out, known to be corrupt: {annotation.id}")
+            else:
+                pooled.append((split, annotation))
     if not 2 <= folds <= len(pooled):
         raise ValueError(
             f"--folds {folds}: {source} has {len(pooled)} sentences, expected 2 to as "
@@ -151,7 +154,7 @@ def run_fold(folder, seed, setting):
 
     Returns:
         Name of the setting -> {fold/id: errors}; with teachers there is also the
-        baseline, unless the flags have --no_baseline.
+        baseline, where the flags let distill.py train one.
     """
     with tempfile.TemporaryDirectory() as scratch:
         run_name = f"{folder.name}-{seed}"
@@ -163,9 +166,9 @@ def run_fold(folder, seed, setting):
             flags += ["--pretrained_weights", last_of(setting.weights_from, run_name)]
         if setting.teachers is not None:
             flags += ["--teacher_checkpoint", last_of(setting.teachers, run_name)]
-            if "--no_baseline" not in setting.flags:
-                runs[f"{setting.name}: baseline"] = output / "alone"
         lab.run(setting.program, flags + setting.flags, setting.root)
+        if (output / "alone").exists():
+            runs[f"{setting.name}: baseline"] = output / "alone"
         errors = {}
         for name, run_folder in runs.items():
             evaluation_flags = data_flags + ["--evaluate", run_folder / "last.pth"]
@@ -189,6 +192,19 @@ def count_errors(folder, hypotheses):
     return errors
 
 
+def refuse_other_sentences(folds_dir):
+    """Raise ValueError where the record has other sentences by this folder's name."""
+    name = Path(folds_dir).name
+    sentences = held_out_sentences(folds_dir).values()
+    glosses = [len(annotation.glosses) for annotation in sentences]
+    for row in lab.recorded(folds=name):
+        if row["glosses"] != glosses:
+            raise ValueError(
+                f"{folds_dir}: the record has {row['setting']!r} on other sentences of "
+                f"folds {name!r}, expected the same, or a folder of another name"
+            )
+
+
 def save(folds_dir, setting, seed, errors, **more):
     """Record errors and glosses per held-out sentence, in the order of fold/id.
 
@@ -198,7 +214,11 @@ def save(folds_dir, setting, seed, errors, **more):
         seed: of the runs.
         errors: fold/id -> errors.
         more: further columns, such as flags and commit.
+
+    Raises:
+        ValueError: the record has other sentences by this name.
     """
+    refuse_other_sentences(folds_dir)
     sentences = held_out_sentences(folds_dir)
     glosses = [len(annotation.glosses) for annotation in sentences.values()]
     wer = sum(errors.values()) / sum(glosses)
@@ -216,7 +236,12 @@ def save(folds_dir, setting, seed, errors, **more):
 
 
 def run(folds_dir, setting, seeds, workers):
-    """Train and score a setting on all folds with each seed, and record it."""
+    """Train and score a setting on all folds with each seed, and record it.
+
+    Raises:
+        ValueError: the record has other sentences by the folder's name.
+    """
+    refuse_other_sentences(folds_dir)
     for seed in seeds:
         known = lab.recorded(
             folds=Path(folds_dir).name, setting=setting.name, seed=seed
@@ -319,6 +344,8 @@ def table_lines(folds, part="", baselines=()):
         baselines: settings that all others are compared with.
     """
     settings = settings_of(folds, part, baselines)
+    if not settings:
+        raise ValueError(f"{folds}: the record has no setting of such folds")
     for baseline in baselines:
         if baseline not in settings:
             raise ValueError(

@@ -12,9 +12,9 @@ already need no differences. Annotation files are copied, anything else is left 
 
 import argparse
 import shutil
-import sys
 from pathlib import Path
 
+import corpora
 import lab  # noqa: F401 (puts the project on the path)
 import numpy as np
 
@@ -58,17 +58,18 @@ def convert(source, target):
     return len(paths)
 
 
-def main():
+def run(args):
     """Convert the folder that the command line names."""
+    count = convert(args.source, args.target)
+    print(f"{args.target}: {count} files")
+
+
+def main():
+    """Run the program."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("source", type=Path)
     parser.add_argument("target", type=Path)
-    args = parser.parse_args()
-    try:
-        count = convert(args.source, args.target)
-    except (OSError, ValueError) as error:
-        sys.exit(f"differences.py: {error}")
-    print(f"{args.target}: {count} files")
+    corpora.run(parser, run)
 
 
 if __name__ == "__main__":

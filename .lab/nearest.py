@@ -16,6 +16,7 @@ features.
 
 import argparse
 
+import corpora
 import crossvalidate
 import lab
 import numpy as np
@@ -97,16 +98,15 @@ def copy_nearest(folder, per_sentence):
     return errors
 
 
-def main():
-    """Record the WER of copying on all folds of a corpus."""
-    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("folds_dir")
-    parser.add_argument(
-        "--per_sentence",
-        action="store_true",
-        help="standardise each sentence with its own statistics",
-    )
-    args = parser.parse_args()
+def record_copying(args):
+    """Record the WER of copying on all folds of a corpus.
+
+    Args:
+        args: of the command line: folds_dir, per_sentence.
+
+    Raises:
+        ValueError: files that are missing or broken.
+    """
     errors = {}
     for folder in crossvalidate.fold_folders(args.folds_dir):
         for name, count in copy_nearest(folder, args.per_sentence).items():
@@ -116,6 +116,18 @@ def main():
         setting += ", per sentence"
     commit = lab.commit()
     crossvalidate.save(args.folds_dir, setting, 0, errors, flags=[], commit=commit)
+
+
+def main():
+    """Run the program."""
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("folds_dir")
+    parser.add_argument(
+        "--per_sentence",
+        action="store_true",
+        help="standardise each sentence with its own statistics",
+    )
+    corpora.run(parser, record_copying)
 
 
 if __name__ == "__main__":

@@ -22,8 +22,7 @@ import numpy as np
 import phoenix_scale
 import torch
 
-from teacher import CORRUPT_IDS
-from wer import clean_phoenix_annotation
+from wer import PHOENIX_CORRUPT_IDS, clean_phoenix_annotation
 
 RELEASE = "phoenix2014-release/phoenix-2014-multisigner"
 POINTS = 133
@@ -99,7 +98,7 @@ def write_split(folder, split, ids, vocabulary, movements, generator):
         signer = f"Signer{number % 9 + 1:02d}"
         lines.append(f"{name}|{name}/1/*.png|{signer}|{words}")
         truths.append(f"{name} 1 {signer} {STM_TIMES} {words}")
-        if name in CORRUPT_IDS:
+        if name in PHOENIX_CORRUPT_IDS:
             continue
         keypoints = draw_keypoints(generator, frames, glosses, movements)
         key = f"{split}/{name}"
@@ -129,7 +128,7 @@ def write(args):
         ids = [make_id(number) for number in range(first, first + count)]
         first += count
         if split == "train":
-            ids += sorted(CORRUPT_IDS)
+            ids += sorted(PHOENIX_CORRUPT_IDS)
         write_split(args.folder, split, ids, vocabulary, movements, generator)
 
 

@@ -18,7 +18,6 @@ import argparse
 import itertools
 import operator
 import statistics
-import sys
 from pathlib import Path
 from typing import NamedTuple
 
@@ -329,7 +328,8 @@ def make_parser():
 
 def main():
     """Draw the picture that the command line names."""
-    args = make_parser().parse_args()
+    parser = make_parser()
+    args = parser.parse_args()
     path = lab.ROOT / ".lab" / f"{args.command}.svg"
     if args.command == "strategies":
         picture = strategies_svg()
@@ -344,7 +344,7 @@ def main():
             features = teacher.read_features(sentence.features)
             beliefs = [believe(checkpoint, features) for checkpoint in args.checkpoints]
         except ValueError as error:
-            sys.exit(f"pictures.py: {error}")
+            parser.exit(2, f"pictures.py: {error}\n")
         picture = posteriors_svg(beliefs, sentence.glosses, len(features))
     path.write_text(picture)
     print(path)

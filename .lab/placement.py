@@ -329,6 +329,7 @@ def run_teacher(data, output_dir, report):
         device=DEVICE,
         epochs=EPOCHS,
         output_dir=output_dir,
+        temporal_stride=teacher.TEMPORAL_STRIDE,
     )
     schedule = freeze.UnfreezeSchedule(
         freeze.LAYERS, EPOCHS, EPOCHS, always_trainable=("stem.conv_1a",)
@@ -356,6 +357,7 @@ def run_student(data, output_dir, teacher_model, report):
         device=DEVICE,
         epochs=EPOCHS,
         output_dir=output_dir,
+        temporal_stride=teacher.TEMPORAL_STRIDE,
     )
     student = teacher.make_model(distill.Student, data, config).to(DEVICE)
     layers = [name for name, _ in student.named_children()]

@@ -58,6 +58,7 @@ class PlainNetwork(teacher.Recogniser):
         centre_sentences,
     ):
         super().__init__(feature_dim, dropout, backbone_ctc, centre_sentences)
+        self.hidden_size = hidden_size
         self.convolutions = teacher.Shortcut(feature_dim, CHANNELS, STRIDE)
         self.lstm = nn.LSTM(
             CHANNELS, hidden_size, num_layers=2, dropout=dropout, bidirectional=True
@@ -112,6 +113,7 @@ def load_weights(model, path, vocabulary):
 
 def train(config, resumed=None):
     """Train the network; return the best epoch's row with checkpoint and test WER."""
+    teacher.refuse_unwritable(config.output_dir, f"--output_dir {config.output_dir}")
     data = teacher.read_data(config.data_dir, clean=config.clean_annotations)
     teacher.describe_data(data)
     model = teacher.make_model(PlainNetwork, data, config)

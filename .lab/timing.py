@@ -11,8 +11,8 @@ frames.
 """
 
 import argparse
-import sys
 
+import corpora
 import lab  # noqa: F401 (puts the project on the path)
 import numpy as np
 import torch
@@ -107,16 +107,22 @@ def frames_of_glosses(models, sentences, vocabulary):
     return np.concatenate(frames, axis=1), recognised
 
 
-def compare(paths, split, data_dir):
+def compare(args):
     """Print when the networks of checkpoints name the glosses of a split.
+
+    Args:
+        args: of the command line: checkpoints, split, data_dir.
 
     Raises:
         ValueError: files that are missing, broken or do not fit each other.
     """
+    paths = args.checkpoints
     models, content = load_networks(paths)
-    if data_dir is None:
-        data_dir = content["config"]["data_dir"]
-    sentences = teacher.read_split(data_dir, split)
+    config = teacher.Config(data_dir=args.data_dir)
+    config = teacher.with_data_of(config, content, paths[0])
+    sentences = teacher.read_split(
+        config.data_dir, args.split, config.clean_annotations
+    )
     frames, recognised = frames_of_glosses(models, sentences, content["vocabulary"])
     print(
         f"{recognised} of {len(sentences)} sentences, which all recognise; differences "
@@ -129,18 +135,14 @@ def compare(paths, split, data_dir):
         print("".join(f"{value:8.1f}" for value in quantiles), f" {path}")
 
 
-def main():
-    """Compare the checkpoints that the command line names."""
+def main(argv=None):
+    """Compare the checkpoints that the command line names; argv as in sys.argv[1:]."""
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("checkpoints", nargs="+", metavar="CHECKPOINT")
-    parser.add_argument("--split", default="dev")
+    parser.add_argument("--split", choices=teacher.SPLITS, default="dev")
     parser.add_argument("--data_dir", help="corpus; none: the first checkpoint's")
-    args = parser.parse_args()
     torch.set_num_threads(1)  # a sentence at a time has no work for more
-    try:
-        compare(args.checkpoints, args.split, args.data_dir)
-    except (OSError, ValueError) as error:
-        sys.exit(f"timing.py: {error}")
+    corpora.run(parser, compare, argv)
 
 
 if __name__ == "__main__":

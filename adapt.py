@@ -850,20 +850,22 @@ def find_incomplete_modules(values, state, reasons):
 def estimate_batchnorm(model, inputs):
     """Set the running statistics of each BatchNorm to the mean of its batches' (AdaBN).
 
-    Li et al. 2016, arXiv 1603.04779. A BatchNorm that stays in evaluation mode when the
-    model trains, because it is frozen, keeps its statistics.
+    Li et al. 2016, arXiv 1603.04779. No annotation is needed. All else is in evaluation
+    mode, so that nothing is dropped at random. A frozen freeze.BatchNorm1d, which stays
+    in evaluation mode, keeps its statistics.
 
     Args:
         model: a module; its training mode and its BatchNorms' momentum are kept.
-        inputs: argument tuples for the model, one per batch of training data.
+        inputs: argument tuples for the model, one per batch of data.
     """
     was_training = model.training
-    model.train()
-    norms = [
-        module
-        for module in model.modules()
-        if isinstance(module, nn.BatchNorm1d) and module.training
-    ]
+    model.eval()
+    norms = []
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.train()
+            if module.training:
+                norms.append(module)
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
         norm.reset_running_stats()

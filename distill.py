@@ -365,7 +365,7 @@ EXPORT_FORMATS = {
 }
 
 
-def export_student(checkpoint, path):
+def export_student(checkpoint, path, adapt_to=None):
     """Write a best_student.pth as a program that needs no file of this project.
 
     It takes raw features [B, T, D] float32 and lengths [B] int64 of any B and T, and
@@ -375,11 +375,14 @@ def export_student(checkpoint, path):
     Args:
         checkpoint: path of the student's checkpoint.
         path: of the file to write, whose suffix is one of EXPORT_FORMATS.
+        adapt_to: files for teacher.adapt_to_signer, None for none.
 
     Returns:
         {"checkpoint": ..., "export": ...}.
     """
     student, content = teacher.load_model(checkpoint, Student)
+    if adapt_to is not None:
+        teacher.adapt_to_signer(student, adapt_to, Config(device="cpu"))
     description = {
         "vocabulary": content["vocabulary"],
         "feature_dim": len(student.feature_mean),
@@ -691,7 +694,9 @@ def run_distill(args, resumed):
             raise ValueError("--export goes without --predict and --ctm")
         refuse_export_path(args.export)
     if args.evaluate is not None and args.export is not None:
-        return teacher.in_first_process(export_student, args.evaluate, args.export)
+        return teacher.in_first_process(
+            export_student, args.evaluate, args.export, args.adapt_to
+        )
     if args.evaluate is not None or args.predict is not None:
         return teacher.run_checkpoint(args, Student, config)
     return distill(config, resumed)

@@ -2599,6 +2599,7 @@ EVALUATION_USES = {
     "predict",
     "split",
     "beam_width",
+    "adapt_to",
     "ctm",
     "json",
     "export",
@@ -2613,7 +2614,7 @@ EVALUATION_USES = {
 }
 
 
-EVALUATION_ALONE = {"split", "beam_width"}  # flags that only these modes read
+EVALUATION_ALONE = {"split", "beam_width", "adapt_to"}  # flags that only these read
 
 
 def refuse_unwritable(folder, flag):
@@ -2769,6 +2770,13 @@ def add_mode_flags(parser):
         type=number(int, 1, 10**6),
         default=1,
         help="prefixes that --evaluate and --predict keep; 1: greedy decoding",
+    )
+    group.add_argument(
+        "--adapt_to",
+        metavar="FILE",
+        nargs="+",
+        help="feature files, not annotated, of the signer that --evaluate and "
+        "--predict recognise: BatchNorm takes its statistics from them",
     )
     group.add_argument(
         "--json",
@@ -3039,16 +3047,58 @@ def check_features(sentences, feature_dim):
         read_features(sentence.features, feature_dim)
 
 
-def predict_files(path, model_class, files, config, beam_width):
+def sentences_of_files(files, feature_dim):
+    """Return feature files as a list of Sentence without glosses, after a check."""
+    sentences = [Sentence(file, "", (), file) for file in files]
+    check_features(sentences, feature_dim)
+    return sentences
+
+
+def adapt_to_signer(model, files, config):
+    """Take BatchNorm's statistics from recordings of a signer, which need no glosses.
+
+    Args:
+        model: the network, on the config's device.
+        files: of features [T, D].
+        config: a TrainingConfig.
+
+    Raises:
+        ValueError: files that are missing, broken or do not fit the network, or
+            several processes.
+    """
+    if process_count() > 1:
+        raise ValueError("--adapt_to runs in one process, expected no torchrun")
+    sentences = sentences_of_files(files, len(model.feature_mean))
+    # Shuffled, because a batch of one gloss varies less than all of them.
+    loader = make_loader(sentences, [BLANK], config, shuffle=True)
+    adapt.estimate_batchnorm(
+        model, ((batch.to(config.device).features, batch.lengths) for batch in loader)
+    )
+    print(f"BatchNorm's statistics are those of {len(sentences)} recordings")
+
+
+def predict_files(path, model_class, files, config, beam_width, adapt_to=None):
     """Print the glosses that a checkpoint recognises in feature files.
+
+    Args:
+        path: of the checkpoint.
+        model_class: of its model.
+        files: of features [T, D].
+        config: a TrainingConfig.
+        beam_width: prefixes kept; 1 is greedy decoding.
+        adapt_to: files for adapt_to_signer, None for none.
 
     Returns:
         {"checkpoint": path, "hypotheses": file -> tuple of glosses}.
+
+    Raises:
+        ValueError: files that are missing, broken or do not fit each other.
     """
     model, checkpoint = load_model(path, model_class)
-    sentences = [Sentence(file, "", (), file) for file in files]
-    check_features(sentences, len(model.feature_mean))
+    sentences = sentences_of_files(files, len(model.feature_mean))
     model.to(config.device)
+    if adapt_to is not None:
+        adapt_to_signer(model, adapt_to, config)
     vocabulary = checkpoint["vocabulary"]
     evaluation = recognise(model, sentences, vocabulary, config, beam_width)
     hypotheses = dict(zip(files, evaluation.hypotheses, strict=True))
@@ -3057,7 +3107,9 @@ def predict_files(path, model_class, files, config, beam_width):
     return {"checkpoint": str(path), "hypotheses": hypotheses}
 
 
-def evaluate_checkpoint(path, model_class, split, config, beam_width, ctm=None):
+def evaluate_checkpoint(
+    path, model_class, split, config, beam_width, adapt_to=None, ctm=None
+):
     """Print what a checkpoint recognises of a split, its errors, and a diagnosis.
 
     Args:
@@ -3066,6 +3118,7 @@ def evaluate_checkpoint(path, model_class, split, config, beam_width, ctm=None):
         split: train, dev or test.
         config: a TrainingConfig; data_dir None stands for the checkpoint's.
         beam_width: prefixes kept; 1 is greedy decoding.
+        adapt_to: files for adapt_to_signer, None for none.
         ctm: a file for the hypotheses, None for none.
 
     Returns:
@@ -3085,6 +3138,8 @@ def evaluate_checkpoint(path, model_class, split, config, beam_width, ctm=None):
     refuse_foreign_glosses(sentences, vocabulary, f"{config.data_dir} {split}", path)
     check_features(sentences, len(model.feature_mean))
     model.to(config.device)
+    if adapt_to is not None:
+        adapt_to_signer(model, adapt_to, config)
     evaluation = recognise(model, sentences, vocabulary, config, beam_width)
     ids = [sentence.id for sentence in sentences]
     hypotheses = dict(zip(ids, evaluation.hypotheses, strict=True))
@@ -3255,13 +3310,20 @@ def run_checkpoint(args, model_class, config):
             args.split,
             config,
             args.beam_width,
+            args.adapt_to,
             args.ctm,
         )
     path = args.evaluate
     if path is None:
         path = Path(args.output_dir, BEST_CHECKPOINT[model_class.kind])
     return in_first_process(
-        predict_files, path, model_class, args.predict, config, args.beam_width
+        predict_files,
+        path,
+        model_class,
+        args.predict,
+        config,
+        args.beam_width,
+        args.adapt_to,
     )
 
 

@@ -2135,12 +2135,11 @@ class TeacherProgram(TeacherTestCase):
         self.assertIn("--batch_size", message)
 
     def test_training_names_the_flags_it_does_not_use(self):
-        run = self.train("--beam_width", 10, "--split", "test", epochs=1)
+        flags = ["--beam_width", 10, "--split", "test", "--adapt_to", "x.npy"]
+        run = self.train(*flags, epochs=1)
 
-        words = (
-            "Flags of --evaluate and --predict, not used here: --beam_width --split\n"
-        )
-        self.assertIn(words, run.out)
+        words = "Flags of --evaluate and --predict, not used here: "
+        self.assertIn(f"{words}--adapt_to --beam_width --split\n", run.out)
 
     def test_evaluate_names_the_flags_it_does_not_use(self):
         checkpoint, _ = self.checkpoint()
@@ -2186,6 +2185,62 @@ class TeacherProgram(TeacherTestCase):
 
             self.assertEqual((status, err), (0, ""))
             self.assertEqual(out, f"{file}: {' '.join(greedy['test-0000'])}\n")
+
+    def write_scaled(self, factor):
+        """Write the test split's files scaled about their means; return the paths."""
+        files = []
+        for sentence in teacher.read_split(self.corpus(), "test"):
+            features = np.load(sentence.features)
+            mean = features.mean(axis=0)
+            scaled = mean + factor * (features - mean)
+            name = f"times_{factor}/{sentence.id}.npy"
+            files.append(self.write(name, to_bytes(np.save, scaled)))
+        return files
+
+    def test_adapting_to_a_signer_undoes_its_scale(self):
+        checkpoint, _ = self.checkpoint(std=0.1)
+        files = self.write_scaled(4)
+        larger_files = self.write_scaled(16)
+
+        def predict(files, *flags):
+            _, out, _ = self.program(
+                teacher.main,
+                "--evaluate",
+                checkpoint,
+                "--device",
+                "cpu",
+                "--json",
+                "--predict",
+                *files,
+                *flags,
+            )
+            hypotheses = json.loads(out)["hypotheses"]
+            return [hypotheses[str(file)] for file in files]
+
+        # The first BatchNorm divides by the scale, and nothing else depends on it.
+        adapted = predict(files, "--adapt_to", *files)
+        larger_adapted = predict(larger_files, "--adapt_to", *larger_files)
+        self.assertNotEqual(predict(files), predict(larger_files))
+        self.assertEqual(adapted, larger_adapted)
+        self.assertGreater(len({tuple(glosses) for glosses in adapted}), 1)
+
+    def test_evaluate_adapts_as_predict_does(self):
+        checkpoint, _ = self.checkpoint(std=0.1)
+        files = sorted((self.corpus() / "features/test").iterdir())
+        adaptation = ["--adapt_to", *files]
+
+        evaluated, err = self.evaluate(checkpoint, *adaptation)
+        not_adapted, _ = self.evaluate(checkpoint)
+        flags = ["--evaluate", checkpoint, "--device", "cpu", "--json", "--predict"]
+        _, out, _ = self.program(teacher.main, *flags, *files, *adaptation)
+
+        predicted = json.loads(out)["hypotheses"]
+        self.assertIn(f"those of {len(files)} recordings", err)
+        self.assertNotEqual(evaluated["hypotheses"], not_adapted["hypotheses"])
+        self.assertEqual(
+            {Path(file).stem: glosses for file, glosses in predicted.items()},
+            evaluated["hypotheses"],
+        )
 
     def test_moved_data_are_named_by_evaluate(self):
         checkpoint, _ = self.checkpoint()
@@ -2260,6 +2315,7 @@ class TeacherProgram(TeacherTestCase):
             (f"--evaluate {infinite}", "weights that are NaN or infinite"),
             ("--evaluate x.pth", "x.pth: no such file"),
             ("--resume", "new/last.pth: no such file"),
+            (f"--evaluate {best} --adapt_to x.npy", "x.npy: no such file"),
             (f"--resume --output_dir {self.folder}", "cannot resume from"),
         )
         self.assert_all_refused(cases)
@@ -3906,6 +3962,16 @@ class Adaptation(FolderTestCase):
             self.assertEqual(norm.momentum, 0.1)
             self.assertFalse(norm.training)
 
+    def test_statistics_are_estimated_without_dropout(self):
+        norm = freeze.BatchNorm1d(3)
+        model = nn.Sequential(nn.Dropout(0.5), norm)
+        batch = torch.randn(9, 3)
+
+        adapt.estimate_batchnorm(model, [(batch,)])
+
+        torch.testing.assert_close(norm.running_mean, batch.mean(dim=0))
+        self.assertTrue(model[0].training)
+
     def test_frozen_statistics_are_not_estimated(self):
         norm = freeze.BatchNorm1d(3).requires_grad_(False)
         norm.running_mean.fill_(7)
@@ -4820,6 +4886,32 @@ class Distillation(FolderTestCase):
                 self.assertEqual(json.loads(files["student.json"]), description)
                 self.assertFalse(any(p.requires_grad for p in program.parameters()))
                 self.assert_equal_answers(program.module(), student)
+
+    def test_exported_program_is_adapted_to_a_signer(self):
+        _, path = self.save_student(4)
+        files = []
+        for number in range(3):
+            features = 2 + 3 * np.random.default_rng(number).standard_normal((60, 5))
+            files.append(self.write(f"{number}.npy", to_bytes(np.save, features)))
+        exported_path = self.folder / "student.pt2"
+        flags = ["--evaluate", path, "--adapt_to", *files]
+
+        self.run_json(distill.main, *flags, "--export", exported_path)
+        predicted, _ = self.run_json(distill.main, *flags, "--predict", *files)
+        not_adapted, _ = self.run_json(
+            distill.main, "--evaluate", path, "--predict", *files
+        )
+
+        program = torch.export.load(exported_path).module()
+        hypotheses = {}
+        for file in files:
+            features = torch.from_numpy(np.load(file).astype(np.float32))[None]
+            logits, lengths = program(features, torch.tensor([60]))
+            log_probs = logits.log_softmax(dim=2).numpy()
+            found = wer.greedy_decode(log_probs, lengths.numpy(), VOCABULARY)
+            hypotheses[str(file)] = list(found[0])
+        self.assertEqual(predicted["hypotheses"], hypotheses)
+        self.assertNotEqual(not_adapted["hypotheses"], hypotheses)
 
     @with_onnx
     def test_exported_onnx_equals_the_student(self):
@@ -6857,6 +6949,32 @@ class Lab(FolderTestCase):
         self.assertIn("--evaluate", evaluation)
         expected = {f"fold3/{a.id}": len(a.glosses) for a in references}
         self.assertEqual(errors, {"plain": expected})
+
+    def test_crossvalidation_adapts_to_other_recordings_than_it_scores(self):
+        crossvalidate = lab_module("crossvalidate")
+        fold = self.corpus("fold3")
+        flags = ["adapt", str(fold.parent), "--setting", "a", "--runs", "runs"]
+        args = crossvalidate.make_parser().parse_args(flags + ["--recordings", "1"])
+        references = crossvalidate.read_annotations(fold / "dev.corpus.csv")
+        # A network that is right in all that it was not adapted to, and else silent.
+        adapted_to = []
+
+        def recognise(program, flags, root):
+            files = flags[flags.index("--adapt_to") + 1 :]
+            adapted_to.append({file.stem for file in files})
+            return {
+                "hypotheses": {
+                    a.id: () if a.id in adapted_to[-1] else a.glosses
+                    for a in references
+                }
+            }
+
+        with mock.patch.object(crossvalidate.lab, "run", side_effect=recognise):
+            errors = crossvalidate.adapt_fold(fold, 0, args)
+
+        self.assertEqual([len(ids) for ids in adapted_to], [1, 1])
+        self.assertFalse(adapted_to[0] & adapted_to[1])
+        self.assertEqual(errors, {f"fold3/{a.id}": 0 for a in references})
 
     def test_crossvalidation_refuses_other_sentences_of_the_same_name(self):
         crossvalidate = lab_module("crossvalidate")

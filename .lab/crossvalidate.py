@@ -24,6 +24,14 @@ are not run again unless --keep is given, and never recorded twice.
     $ python .lab/crossvalidate.py run folds/copycat-personal --setting plain \
           --network plain --weights_from runs/plain -- --epochs 40 --learning_rate 3e-4
 
+    $ python .lab/crossvalidate.py adapt folds/copycat-signer --setting full,adapted \
+          --runs runs/full --recordings 25
+
+`adapt` scores runs that `run --keep DIR` left, as they recognise a signer whom they
+know from some recordings without glosses (--adapt_to). The held-out sentences of a fold
+are divided into two halves, drawn by the seed, and each half is recognised by the
+network whose BatchNorm has the statistics of recordings of the other half.
+
 `repeated` records which held-out sentences have the glosses of a train sentence.
 
 `table` prints the WER over all held-out sentences and over those not repeated in train,
@@ -34,6 +42,7 @@ interval (lab.bootstrap).
 import argparse
 import functools
 import os
+import random
 import statistics
 import sys
 import tempfile
@@ -173,8 +182,59 @@ def run_fold(folder, seed, setting):
         for name, run_folder in runs.items():
             evaluation_flags = data_flags + ["--evaluate", run_folder / "last.pth"]
             result = lab.run(setting.program, evaluation_flags, setting.root)
-            errors[name] = count_errors(folder, result["hypotheses"])
+            annotations = read_annotations(folder / "dev.corpus.csv")
+            errors[name] = count_errors(folder, annotations, result["hypotheses"])
     return errors
+
+
+def adapt_fold(folder, seed, args):
+    """Score a fold's network adapted to recordings that it does not recognise.
+
+    Args:
+        folder: of the fold.
+        seed: of the run and of the halves.
+        args: of the command line: runs, program, root, recordings (None: all).
+
+    Returns:
+        fold/id -> errors.
+    """
+    annotations = read_annotations(folder / "dev.corpus.csv")
+    random.Random(seed).shuffle(annotations)
+    middle = len(annotations) // 2
+    halves = (annotations[:middle], annotations[middle:])
+    checkpoint = last_of(args.runs, f"{folder.name}-{seed}")
+    flags = ["--data_dir", folder.resolve(), "--device", "cpu"]
+    flags += ["--evaluate", checkpoint, "--adapt_to"]
+    errors = {}
+    for recognised, others in (halves, halves[::-1]):
+        features = folder.resolve() / "features" / "dev"
+        files = [features / f"{a.id}.npy" for a in others[: args.recordings]]
+        result = lab.run(args.program, flags + files, args.root)
+        errors |= count_errors(folder, recognised, result["hypotheses"])
+    return errors
+
+
+def adapt(args):
+    """Score a setting's networks adapted to recordings, and record it.
+
+    Args:
+        args: of the command line: folds_dir, setting, seeds, and those of adapt_fold.
+    """
+    refuse_other_sentences(args.folds_dir)
+    for seed in args.seeds:
+        errors = {}
+        for folder in fold_folders(args.folds_dir):
+            errors |= adapt_fold(folder, seed, args)
+        save(
+            args.folds_dir,
+            args.setting,
+            seed,
+            errors,
+            program=args.program,
+            recordings=args.recordings,
+            device="cpu",
+            commit=lab.commit(args.root),
+        )
 
 
 def last_of(keep, run_name):
@@ -182,10 +242,16 @@ def last_of(keep, run_name):
     return Path(keep).resolve() / run_name / "last.pth"
 
 
-def count_errors(folder, hypotheses):
-    """Return fold/id -> errors of a fold's held-out sentences."""
+def count_errors(folder, annotations, hypotheses):
+    """Return fold/id -> errors of some of a fold's held-out sentences.
+
+    Args:
+        folder: of the fold.
+        annotations: of these sentences.
+        hypotheses: id -> glosses.
+    """
     errors = {}
-    for annotation in read_annotations(folder / "dev.corpus.csv"):
+    for annotation in annotations:
         errors[f"{folder.name}/{annotation.id}"] = edit_distance(
             annotation.glosses, hypotheses[annotation.id]
         )
@@ -404,6 +470,20 @@ def make_parser():
     sources = run_parser.add_mutually_exclusive_group()
     sources.add_argument("--teachers", help="a --keep of teachers")
     sources.add_argument("--weights_from", help="a --keep of networks to start from")
+    adapt_parser = commands.add_parser("adapt")
+    adapt_parser.add_argument("folds_dir")
+    adapt_parser.add_argument("--setting", required=True, help="its name in the record")
+    adapt_parser.add_argument("--runs", required=True, help="a --keep of networks")
+    adapt_parser.add_argument("--seeds", type=int, nargs="+", default=[0])
+    adapt_parser.add_argument(
+        "--program", default="teacher.py", help="of the networks, seen from the root"
+    )
+    adapt_parser.add_argument(
+        "--root", type=os.path.abspath, default=lab.ROOT, help="checkout to run"
+    )
+    adapt_parser.add_argument(
+        "--recordings", type=int, metavar="N", help="at most N; none: all of the half"
+    )
     repeated = commands.add_parser("repeated")
     repeated.add_argument("folds_dir")
     table = commands.add_parser("table")
@@ -429,6 +509,8 @@ def run_command(args):
             device=args.device,
         )
         run(args.folds_dir, setting, args.seeds, args.workers)
+    elif args.command == "adapt":
+        adapt(args)
     elif args.command == "repeated":
         record_repeated(args.folds_dir)
     else:

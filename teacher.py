@@ -815,7 +815,6 @@ class TrainingConfig:
     output_dir: str = "checkpoints/teacher"  # for checkpoints, log and picture
     epochs: int = freeze.EPOCHS  # passes over the train sentences
     batch_size: int = 8  # sentences per step, of all processes together
-    signer_batches: bool = False  # each batch has sentences of one signer
     learning_rate: float = 1e-3  # AdamW's, at its maximum
     weight_decay: float = 0.01  # AdamW's
     dropout: float = DROPOUT  # share of values dropped in front of the last layers
@@ -1790,75 +1789,40 @@ def collate(items):
     )
 
 
-def group_by_signer(sentences, batch_size):
-    """Return lists of indices: the sentences of each signer.
-
-    Signers with fewer sentences than a batch are one group together.
-    """
-    indices = {}
-    for index, sentence in enumerate(sentences):
-        indices.setdefault(sentence.signer, []).append(index)
-    groups = []
-    rest = []
-    for signer in sorted(indices):
-        if len(indices[signer]) < batch_size:
-            rest += indices[signer]
-        else:
-            groups.append(indices[signer])
-    if rest:
-        groups.append(rest)
-    return groups
-
-
 class EpochBatches:
     """The batches of an epoch, lists of (epoch, index): a DataLoader's batch_sampler.
 
-    The caller sets `epoch`. Each group's sentences are dealt out to batches of nearly
-    equal size. With a seed the sentences' and the batches' order is drawn by seed and
-    epoch, and of each batch this process takes its share.
-
-    Args:
-        groups: lists of indices; a batch has sentences of one group.
-        batch_size: sentences in a batch, at most.
-        seed: of the order; None keeps that of the groups.
+    The caller sets `epoch`. Sentences are dealt out to batches of nearly equal size.
+    With a seed their order is drawn by seed and epoch, and of each batch this process
+    takes its share; without one all come in their order.
 
     Raises:
         ValueError: a process would have no sentence of some batch.
     """
 
-    def __init__(self, groups, batch_size, seed=None):
-        self.groups = groups
-        self.batch_size = batch_size
+    def __init__(self, count, batch_size, seed=None):
+        self.count = count  # of the sentences
         self.seed = seed
         self.epoch = 0
-        self.batches_in_order = self.deal(groups)
-        smallest_batch = min(len(batch) for batch in self.batches_in_order)
+        self.batches = math.ceil(count / batch_size)
+        smallest_batch = count // self.batches
         if seed is not None and process_count() > smallest_batch:
             raise ValueError(
                 f"{process_count()} processes, {smallest_batch} sentences in a batch: "
                 f"raise --batch_size or start fewer processes"
             )
 
-    def deal(self, groups):
-        """Return the batches of the groups, a list of arrays of indices."""
-        batches = []
-        for group in groups:
-            batches += np.array_split(group, math.ceil(len(group) / self.batch_size))
-        return batches
-
     def __len__(self):
-        return len(self.batches_in_order)
+        return self.batches
 
     def __iter__(self):
-        batches = self.batches_in_order
+        order = np.arange(self.count)
         if self.seed is not None:
             generator = np.random.default_rng([self.seed, self.epoch, 0])
-            drawn = self.deal([generator.permutation(group) for group in self.groups])
-            order = range(len(drawn))
-            if len(self.groups) > 1:  # else the batches' order is drawn already
-                order = generator.permutation(len(drawn))
-            batches = [drawn[k][process_rank() :: process_count()] for k in order]
-        for batch in batches:
+            order = generator.permutation(order)
+        for batch in np.array_split(order, self.batches):
+            if self.seed is not None:
+                batch = batch[process_rank() :: process_count()]
             yield [(self.epoch, index) for index in batch.tolist()]
 
 
@@ -1868,20 +1832,14 @@ def make_loader(sentences, vocabulary, config, augment=None, shuffle=False):
     Args:
         sentences: a list of Sentence.
         vocabulary: V glosses, the blank first.
-        config: a TrainingConfig: batch size, seed, signer_batches, device, worker
-            processes.
+        config: a TrainingConfig: batch size, seed, device, worker processes.
         augment: see SentenceDataset.
         shuffle: draw the order of each epoch, and take this process's share.
     """
-    seed = None
-    groups = [range(len(sentences))]
-    if shuffle:
-        seed = config.seed
-        if config.signer_batches:
-            groups = group_by_signer(sentences, config.batch_size)
+    seed = config.seed if shuffle else None
     return DataLoader(
         SentenceDataset(sentences, vocabulary, augment, config.seed),
-        batch_sampler=EpochBatches(groups, config.batch_size, seed),
+        batch_sampler=EpochBatches(len(sentences), config.batch_size, seed),
         collate_fn=collate,
         generator=torch.Generator(),  # its draws would otherwise shift dropout's
         num_workers=config.num_workers,
@@ -2767,11 +2725,6 @@ def add_training_flags(parser):
         "--batch_size",
         type=count,
         help="sentences per step, of all processes together",
-    )
-    group.add_argument(
-        "--signer_batches",
-        action=argparse.BooleanOptionalAction,
-        help="each batch has sentences of one signer",
     )
     group.add_argument(
         "--learning_rate", type=non_negative, help="AdamW's, at its maximum"

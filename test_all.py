@@ -1235,8 +1235,7 @@ class Training(TeacherTestCase):
         self.assertEqual(last["log"], run.rows)
 
     def test_best_checkpoint_is_of_the_best_epoch(self):
-        # So slowly that the WERs are equal.
-        run = self.train("--learning_rate", 1e-6, "--seed", 1, epochs=4)
+        run = self.train("--learning_rate", 1e-6, epochs=4)  # so WERs are equal
 
         best = torch.load(run.folder / "best_i3d.pth", weights_only=True)
         wers = [row["wer"] for row in run.rows]
@@ -1808,47 +1807,12 @@ class Corpus(TeacherTestCase):
             expected.append([data.vocabulary.index(g) for g in sentence.glosses])
         self.assertEqual(sorted(classes for classes, _ in items), sorted(expected))
 
-    def signers_of_batches(self, signers, **changes):
-        """Return the set of signers in each of an epoch's batches of at most 4."""
-        sentences = [
-            teacher.Sentence(str(k), signer, ("A",), np.ones((9, 2), np.float32))
-            for k, signer in enumerate(signers)
-        ]
-        config = small_config(**changes)
-        loader = teacher.make_loader(sentences, ["-", "A"], config, shuffle=True)
-        batches = list(loader.batch_sampler)
-        indices = [index for batch in batches for _, index in batch]
-        self.assertEqual(sorted(indices), list(range(len(signers))))
-        self.assertEqual(len(batches), len(loader))
-        self.assertLessEqual(max(len(batch) for batch in batches), 4)
-        return [{signers[index] for _, index in batch} for batch in batches]
-
-    def test_batch_has_sentences_of_one_signer(self):
-        signers = list("aabbbbaababbabaa")
-
-        found = self.signers_of_batches(signers, signer_batches=True)
-        mixed = self.signers_of_batches(signers, signer_batches=False)
-
-        self.assertEqual({len(batch) for batch in found}, {1})
-        self.assertIn({"a", "b"}, mixed)
-
-    def test_signers_of_few_sentences_share_batches(self):
-        signers = list("aaaaabcdeaaaa")
-
-        found = self.signers_of_batches(signers, signer_batches=True)
-
-        self.assertEqual([batch for batch in found if "a" in batch], [{"a"}] * 3)
-        self.assertEqual([batch for batch in found if "a" not in batch], [{*"bcde"}])
-
     def test_augmentation_ignores_batches_and_workers(self):
         data = self.data()
-        first = sorted(self.epoch_items(data, batch_size=4))
+        first = self.epoch_items(data, batch_size=4)
 
-        for changes in ({"batch_size": 1}, {"batch_size": 3, "num_workers": 2}):
-            with self.subTest(changes=changes):
-                items = sorted(self.epoch_items(data, **changes))
-
-                self.assertEqual(items, first)
+        self.assertEqual(first, self.epoch_items(data, batch_size=1))
+        self.assertEqual(first, self.epoch_items(data, batch_size=3, num_workers=2))
 
     def test_augmentation_is_drawn_by_seed_and_epoch(self):
         data = self.data()

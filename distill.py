@@ -471,13 +471,50 @@ def train_baseline(config, data, resuming):
     return train_student(config, data, None, resumed)
 
 
+def load_teacher(config):
+    """Read the teacher that a student is distilled from.
+
+    Args:
+        config: the student's Config.
+
+    Returns:
+        The teacher in evaluation mode, on the config's device; the content of its
+        checkpoint; and the config with what the student takes over: the teacher's data
+        where it names none, the temporal stride, so that their output frames line up,
+        centre_sentences, and the SHA-256 of the file.
+
+    Raises:
+        ValueError: a file that is missing, no teacher's, or another one than that of
+            the run that is resumed; or data that have moved.
+    """
+    source = Path(config.teacher_checkpoint)
+    if not source.is_file():
+        raise ValueError(
+            f"{source}: no such file, expected a teacher's checkpoint: run teacher.py "
+            f"first, or name one by --teacher_checkpoint"
+        )
+    teacher_sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
+    if config.teacher_sha256 not in (None, teacher_sha256):
+        raise ValueError(
+            f"{source}: not the teacher that this run began with, expected the same "
+            f"file, or another --output_dir for another run"
+        )
+    teacher_model, checkpoint = teacher.load_model(source, teacher.I3DTeacher)
+    config = teacher.with_data_of(config, checkpoint, source)
+    config = dataclasses.replace(
+        config,
+        teacher_sha256=teacher_sha256,
+        temporal_stride=teacher_model.temporal_stride,
+        centre_sentences=teacher_model.centre_sentences,
+    )
+    return teacher_model.to(config.device), checkpoint, config
+
+
 def distill(config, resumed=None):
     """Distill a student from a teacher's checkpoint, on the teacher's data.
 
     Args:
-        config: a Config; where it names no data, those of the teacher are taken. The
-            temporal stride is the teacher's, so that their output frames line up, and
-            so is centre_sentences.
+        config: a Config; see load_teacher for what it takes over from the teacher.
         resumed: the content of the last.pth to continue from.
 
     Returns:
@@ -487,27 +524,9 @@ def distill(config, resumed=None):
         ValueError: files that are missing, broken or do not fit each other.
     """
     source = Path(config.teacher_checkpoint)
-    if not source.is_file():
-        raise ValueError(
-            f"{source}: no such file, expected a teacher's checkpoint: run teacher.py "
-            f"first, or name one by --teacher_checkpoint"
-        )
+    teacher_model, checkpoint, config = load_teacher(config)
     teacher.refuse_unwritable(config.output_dir, f"--output_dir {config.output_dir}")
-    teacher_sha256 = hashlib.sha256(source.read_bytes()).hexdigest()
-    if config.teacher_sha256 not in (None, teacher_sha256):
-        raise ValueError(
-            f"{source}: not the teacher that this run began with, expected the same "
-            f"file, or another --output_dir for another run"
-        )
-    teacher_model, checkpoint = teacher.load_model(source, teacher.I3DTeacher)
     refuse_teachers_folder(source, config.output_dir)
-    config = teacher.with_data_of(config, checkpoint, source)
-    config = dataclasses.replace(
-        config,
-        teacher_sha256=teacher_sha256,
-        temporal_stride=teacher_model.temporal_stride,
-        centre_sentences=teacher_model.centre_sentences,
-    )
     data = teacher.read_data(
         config.data_dir,
         checkpoint["vocabulary"],
@@ -515,7 +534,6 @@ def distill(config, resumed=None):
         config.clean_annotations,
     )
     teacher.describe_data(data)
-    teacher_model.to(config.device)
     with teacher.lock(config.output_dir):
         if resumed is None:
             # A later --resume continues alone/last.pth, so that of an earlier run must

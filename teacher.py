@@ -845,6 +845,11 @@ class Config(TrainingConfig):
     unfreeze_stages: int = freeze.STAGES  # of progressive unfreezing
     unfreeze_by: float | None = None  # share of the epochs after which all train
 
+    @property
+    def has_stages(self):
+        """Whether frozen layers are released in stages; unfreeze_by implies it."""
+        return self.progressive_unfreeze or self.unfreeze_by is not None
+
 
 def make_schedule(config, fresh_modules=()):
     """Return the UnfreezeSchedule that a Config asks for.
@@ -858,14 +863,13 @@ def make_schedule(config, fresh_modules=()):
     Raises:
         ValueError: flags that do not go together.
     """
-    progressive = config.progressive_unfreeze or config.unfreeze_by is not None
     freeze_until = config.freeze_until_layer
-    if freeze_until is None and (config.freeze_backbone or progressive):
+    if freeze_until is None and (config.freeze_backbone or config.has_stages):
         freeze_until = freeze.FREEZE_UNTIL
     return freeze.UnfreezeSchedule(
         freeze.LAYERS,
         config.epochs,
-        config.unfreeze_stages if progressive else 1,
+        config.unfreeze_stages if config.has_stages else 1,
         freeze_until,
         fresh_modules,
         config.unfreeze_by,
@@ -3340,8 +3344,7 @@ def run_teacher(args, resumed):
             f"--freeze_until_layer {config.freeze_until_layer} decides what is frozen, "
             f"not --freeze_backbone, which alone freezes to {freeze.FREEZE_UNTIL}"
         )
-    progressive = config.progressive_unfreeze or config.unfreeze_by is not None
-    if config.unfreeze_stages != freeze.STAGES and not progressive:
+    if config.unfreeze_stages != freeze.STAGES and not config.has_stages:
         print(
             f"--unfreeze_stages {config.unfreeze_stages} is not used: without "
             f"--progressive_unfreeze or --unfreeze_by nothing is released in stages"

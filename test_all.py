@@ -4806,12 +4806,9 @@ class Distillation(FolderTestCase):
         save_checkpoint(other, self.source, self.teacher_config)
         resume = ["--resume", "--output_dir", folder]
 
-        for flags, path in (
-            ([], self.source),
-            (["--teacher_checkpoint", self.source], self.source),
-        ):
+        words = f"{self.source}: not the teacher that this run began with"
+        for flags in ([], ["--teacher_checkpoint", self.source]):
             with self.subTest(flags=flags):
-                words = f"{path}: not the teacher that this run began with"
                 self.assert_refused(distill.main, resume + flags, words)
         status, _, stderr = self.program(
             distill.main, *resume, "--teacher_checkpoint", moved
@@ -4914,43 +4911,8 @@ class Distillation(FolderTestCase):
         self.assertNotEqual(not_adapted["hypotheses"], hypotheses)
 
     @with_onnx
-    def test_exported_onnx_equals_the_student(self):
-        import onnxruntime
-
-        exported_path = self.folder / "student.onnx"
-        for stride in (2, 8):  # 4 is test_onnx_export_prints_one_line's
-            with self.subTest(stride=stride):
-                student, path = self.save_student(stride)
-
-                self.run_json(
-                    distill.main, "--evaluate", path, "--export", exported_path
-                )
-
-                session = onnxruntime.InferenceSession(exported_path)
-                metadata = session.get_modelmeta().custom_metadata_map
-                description = {
-                    "vocabulary": VOCABULARY,
-                    "feature_dim": 5,
-                    "temporal_stride": stride,
-                }
-                self.assertEqual(json.loads(metadata["student.json"]), description)
-                self.assertNotIn(str(HERE).encode(), exported_path.read_bytes())
-                self.assert_equal_answers(self.answers_of(session), student)
-
-    def answers_of(self, session):
-        """Return a function that answers as a network does, by a session of ONNX."""
-
-        def answer(features, lengths):
-            inputs = {"features": features.numpy(), "lengths": lengths.numpy()}
-            return [torch.from_numpy(array) for array in session.run(None, inputs)]
-
-        return answer
-
-    @with_onnx
     def test_onnx_export_prints_one_line(self):
-        import onnxruntime
-
-        student, path = self.save_student(4)
+        _, path = self.save_student(8)
         exported_path = self.folder / "student.onnx"
 
         done = run_python(
@@ -4959,8 +4921,14 @@ class Distillation(FolderTestCase):
 
         line = f"{path} as a program of ONNX: {exported_path}\n"
         self.assertEqual((done.returncode, done.stdout, done.stderr), (0, line, ""))
-        session = onnxruntime.InferenceSession(exported_path)
-        self.assert_equal_answers(self.answers_of(session), student)
+        content = exported_path.read_bytes()  # in which text stands as it is
+        description = {
+            "vocabulary": VOCABULARY,
+            "feature_dim": 5,
+            "temporal_stride": 8,
+        }
+        self.assertIn(json.dumps(description).encode(), content)
+        self.assertNotIn(str(HERE).encode(), content)
 
     def test_exported_program_holds_no_path_of_this_machine(self):
         _, path = self.save_student(4)
@@ -7153,23 +7121,28 @@ class Lab(FolderTestCase):
     def test_deployed_files_answer_as_the_network(self):
         deploy = lab_module("deploy")
         path = self.folder / "student.pth"
-        config = distill.Config(
-            channels=16, temporal_stride=4, data_dir=str(self.corpus())
-        )
-        save_checkpoint(random_model(distill.Student, config), path, config)
+        data_dir = str(self.corpus())
+        for stride in (2, 4, 8):
+            with self.subTest(stride=stride):
+                config = distill.Config(
+                    channels=16, temporal_stride=stride, data_dir=data_dir
+                )
+                save_checkpoint(random_model(distill.Student, config), path, config)
 
-        with mock.patch.object(deploy, "MAX_FRAMES", 12):
-            found, out = printed(deploy.compare, path, self.folder / "new", None)
+                with mock.patch.object(deploy, "MAX_FRAMES", 20):
+                    found, out = printed(
+                        deploy.compare, path, self.folder / "new", None
+                    )
 
-        self.assertEqual(list(found), ["network", "pt2", "onnx", "onnx int8"])
-        for name in ("pt2", "onnx"):
-            self.assertLess(found[name]["difference"], 1e-3)
-            self.assertEqual(found[name]["wer"], found["network"]["wer"])
-        self.assertLess(found["onnx int8"]["bytes"], found["onnx"]["bytes"])
-        _, scored, _ = self.program(distill.main, "--evaluate", path, "--json")
-        wer_of_program = json.loads(scored.splitlines()[-1])["wer"]
-        self.assertEqual(found["network"]["wer"], wer_of_program)
-        self.assertEqual(len(out.splitlines()), 9)  # two exports, table, int8
+                self.assertEqual(list(found), ["network", "pt2", "onnx", "onnx int8"])
+                for name in ("pt2", "onnx"):
+                    self.assertLess(found[name]["difference"], 1e-3)
+                    self.assertEqual(found[name]["wer"], found["network"]["wer"])
+                self.assertLess(found["onnx int8"]["bytes"], found["onnx"]["bytes"])
+                _, scored, _ = self.program(distill.main, "--evaluate", path, "--json")
+                wer_of_program = json.loads(scored.splitlines()[-1])["wer"]
+                self.assertEqual(found["network"]["wer"], wer_of_program)
+                self.assertEqual(len(out.splitlines()), 9)  # exports, table, int8
 
     def landmark_points(self, frames):
         """Draw points of a person whose parts are found in some frames, not in others.

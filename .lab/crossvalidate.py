@@ -176,13 +176,13 @@ def run_fold(folder, seed, setting):
         if setting.teachers is not None:
             flags += ["--teacher_checkpoint", last_of(setting.teachers, run_name)]
         lab.run(setting.program, flags + setting.flags, setting.root)
-        if (output / "alone").exists():
+        if (output / "alone" / "last.pth").exists():
             runs[f"{setting.name}: baseline"] = output / "alone"
+        annotations = read_annotations(folder / "dev.corpus.csv")
         errors = {}
         for name, run_folder in runs.items():
             evaluation_flags = data_flags + ["--evaluate", run_folder / "last.pth"]
             result = lab.run(setting.program, evaluation_flags, setting.root)
-            annotations = read_annotations(folder / "dev.corpus.csv")
             errors[name] = count_errors(folder, annotations, result["hypotheses"])
     return errors
 
@@ -220,7 +220,6 @@ def adapt(args):
     Args:
         args: of the command line: folds_dir, setting, seeds, and those of adapt_fold.
     """
-    refuse_other_sentences(args.folds_dir)
     for seed in args.seeds:
         errors = {}
         for folder in fold_folders(args.folds_dir):
@@ -258,17 +257,23 @@ def count_errors(folder, annotations, hypotheses):
     return errors
 
 
-def refuse_other_sentences(folds_dir):
-    """Raise ValueError where the record has other sentences by this folder's name."""
+def count_glosses(folds_dir):
+    """Return fold/id -> number of glosses of each held-out sentence, sorted.
+
+    Raises:
+        ValueError: the record has other sentences by this folder's name.
+    """
     name = Path(folds_dir).name
-    sentences = held_out_sentences(folds_dir).values()
-    glosses = [len(annotation.glosses) for annotation in sentences]
+    glosses = {}
+    for sentence, annotation in held_out_sentences(folds_dir).items():
+        glosses[sentence] = len(annotation.glosses)
     for row in lab.recorded(folds=name):
-        if row["glosses"] != glosses:
+        if row["glosses"] != list(glosses.values()):
             raise ValueError(
                 f"{folds_dir}: the record has {row['setting']!r} on other sentences of "
                 f"folds {name!r}, expected the same, or a folder of another name"
             )
+    return glosses
 
 
 def save(folds_dir, setting, seed, errors, **more):
@@ -284,19 +289,18 @@ def save(folds_dir, setting, seed, errors, **more):
     Raises:
         ValueError: the record has other sentences by this name.
     """
-    refuse_other_sentences(folds_dir)
-    sentences = held_out_sentences(folds_dir)
-    glosses = [len(annotation.glosses) for annotation in sentences.values()]
-    wer = sum(errors.values()) / sum(glosses)
+    glosses = count_glosses(folds_dir)
+    count = sum(glosses.values())
+    wer = sum(errors.values()) / count
     lab.record(
         {"folds": Path(folds_dir).name, "setting": setting, "seed": seed},
         **more,
         wer=wer,
-        glosses=glosses,
-        errors=[errors[name] for name in sentences],
+        glosses=list(glosses.values()),
+        errors=[errors[name] for name in glosses],
     )
     print(
-        f"{setting}, seed {seed}: {100 * wer:.1f}% of {sum(glosses)} glosses",
+        f"{setting}, seed {seed}: {100 * wer:.1f}% of {count} glosses",
         flush=True,
     )
 
@@ -307,7 +311,7 @@ def run(folds_dir, setting, seeds, workers):
     Raises:
         ValueError: the record has other sentences by the folder's name.
     """
-    refuse_other_sentences(folds_dir)
+    count_glosses(folds_dir)  # refuses other folds before hours of training
     for seed in seeds:
         known = lab.recorded(
             folds=Path(folds_dir).name, setting=setting.name, seed=seed

@@ -3061,6 +3061,10 @@ def sentences_of_files(files, feature_dim):
 def adapt_to_signer(model, files, config):
     """Take BatchNorm's statistics from recordings of a signer, which need no glosses.
 
+    A BatchNorm that was frozen in the whole training, so that it has counted no batch,
+    keeps its statistics: they come with its weights, and the layers behind it have
+    learned from what it makes of the features.
+
     Args:
         model: the network, on the config's device.
         files: of features [T, D].
@@ -3073,12 +3077,19 @@ def adapt_to_signer(model, files, config):
     if process_count() > 1:
         raise ValueError("--adapt_to runs in one process, expected no torchrun")
     sentences = sentences_of_files(files, len(model.feature_mean))
+    norms = [layer for layer in model.modules() if isinstance(layer, BatchNorm)]
+    frozen = [norm for norm in norms if norm.num_batches_tracked == 0]
+    for norm in frozen:
+        norm.requires_grad_(False)
     # Shuffled, because a batch of one gloss varies less than all of them.
     loader = make_loader(sentences, [BLANK], config, shuffle=True)
     adapt.estimate_batchnorm(
         model, ((batch.to(config.device).features, batch.lengths) for batch in loader)
     )
-    print(f"BatchNorm's statistics are those of {len(sentences)} recordings")
+    print(
+        f"BatchNorm's statistics in {len(norms) - len(frozen)} of {len(norms)} layers "
+        f"are those of {len(sentences)} recordings"
+    )
 
 
 def predict_files(path, model_class, files, config, beam_width, adapt_to=None):

@@ -2224,6 +2224,27 @@ class TeacherProgram(TeacherTestCase):
         self.assertEqual(adapted, larger_adapted)
         self.assertGreater(len({tuple(glosses) for glosses in adapted}), 1)
 
+    def test_adaptation_to_a_signer_keeps_what_was_frozen_in_training(self):
+        checkpoint, _ = self.checkpoint()
+        model, _ = teacher.load_model(checkpoint, teacher.I3DTeacher)
+        files = sorted((self.corpus() / "features/test").iterdir())
+        for name, norm in model.named_modules():
+            if isinstance(norm, nn.BatchNorm1d) and name.startswith("mixed_"):
+                norm.num_batches_tracked.zero_()
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+
+        with contextlib.redirect_stdout(io.StringIO()) as out:
+            teacher.adapt_to_signer(model, files, teacher.Config(device="cpu"))
+
+        self.assertIn(" in 5 of 59 layers ", out.getvalue())
+        changed = set()
+        for name, value in model.state_dict().items():
+            if not torch.equal(value, before[name]):
+                changed.add(name.rpartition(".")[0])
+        units = ["stem.conv_1a", "stem.conv_2b", "stem.conv_2c"]
+        units += ["lstm.shortcut.units.0", "lstm.shortcut.units.1"]
+        self.assertEqual(changed, {f"{unit}.bn" for unit in units})
+
     def test_evaluate_adapts_as_predict_does(self):
         checkpoint, _ = self.checkpoint(std=0.1)
         files = sorted((self.corpus() / "features/test").iterdir())

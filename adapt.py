@@ -762,6 +762,9 @@ def load_pretrained(model, source, method=METHOD, vocabulary=None):
             f"network ({name}: {report.skipped[name]})"
         )
     model.load_state_dict(filled, strict=False)
+    for module in model.modules():
+        if isinstance(module, nn.BatchNorm1d):
+            module.num_batches_tracked.zero_()  # it counts those of this training
     report.fresh = [name for name in state if is_parameter(name) and name not in filled]
     return report
 

@@ -3712,6 +3712,16 @@ class Adaptation(FolderTestCase):
                 self.assertEqual(len(report.loaded), 57 * 5)
                 self.assertEqual(layers_of(report.skipped), {"classifier"})
 
+    def test_batchnorm_counts_the_batches_of_its_own_training_alone(self):
+        model = small_teacher()
+        path = self.save(in_layout(random_i3d(seed=1), PIERGIAJ))
+
+        adapt.load_pretrained(model, path)
+
+        for name, value in model.state_dict().items():
+            if name.endswith("num_batches_tracked"):
+                self.assertEqual(value, 0, name)
+
     def test_any_prefix_and_wrapper_loads(self):
         port = in_layout(random_i3d(seed=1), PIERGIAJ)
         own = small_teacher().state_dict()

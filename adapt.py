@@ -89,6 +89,7 @@ UNIT_AT_END = re.compile(rf"(?<![^./]){UNIT}\.(conv\.weight|bn\.running_var)$")
 NETWORK_NAME = re.compile(
     rf"{UNIT}\.(conv|bn)\.\w+|(lstm|classifier)\.[\w.]+|feature_(mean|std)"
 )
+COUNTER = "num_batches_tracked"  # how BatchNorm's count of train batches ends
 # What people call the dict of a network: not ema, momentum ...
 USUAL_DICTS = ("state_dict", "model_state_dict", "model", "module", "net")
 
@@ -353,7 +354,8 @@ class Origin:
     Attributes:
         prefix: the dicts around the weights and the text before their names, in lower
             case, as state_dict/model.
-        not_read: one line per dict or tensor beside the dict of the weights.
+        not_read: one line per dict or tensor beside the dict of the weights, and one
+            for BatchNorm's counters.
         vocabulary: the glosses that the classifier was trained for, NFC; None in
             others' files.
     """
@@ -378,7 +380,8 @@ def read_checkpoint(source):
     Returns:
         (weights, Origin). weights: name -> tensor in PyTorch's axis order, kernels in
         3D where they are so in the file. What is of I3D, the LSTM or the classifier has
-        this project's name, all else the file's.
+        this project's name, all else the file's. BatchNorm's counts of train batches
+        are left out: a model's own are those of its own training.
 
     Raises:
         ValueError: for what is no such file, or holds nothing of I3D.
@@ -443,6 +446,9 @@ def select_weights(tree, path):
     for key, value in tensors.items():
         if not renamed[key].startswith(wrapper):
             left_out[outermost_dict(key, wrapper)] += 1
+            continue
+        if is_counter(key):
+            left_out[COUNTER] += 1
             continue
         name = name_entry(key, renamed[key], wrapper, prefix)
         if name in weights:
@@ -540,7 +546,7 @@ def name_entry(key, renamed, wrapper, prefix):
 
 
 def check_numbers(name, value, where):
-    """Return a tensor of the network, in float32 unless it is a counter.
+    """Return a tensor of the network in float32.
 
     Args:
         name: this project's name of it.
@@ -551,11 +557,10 @@ def check_numbers(name, value, where):
         ValueError: for NaN, infinity, a negative variance, and for what holds no dense
             floating-point numbers.
     """
-    is_counter = name.endswith("num_batches_tracked")
     problem = None
     if value.layout != torch.strided or value.is_meta:
         problem = "no dense tensor"
-    elif not (value.is_floating_point() or is_counter):
+    elif not value.is_floating_point():
         problem = f"{value.dtype}, expected floating-point numbers"
     elif value.numel() == 0:
         problem = f"no numbers, its shape is {list(value.shape)}"
@@ -565,7 +570,7 @@ def check_numbers(name, value, where):
         problem = "negative variances"
     if problem:
         raise ValueError(f"{where} holds {problem}")
-    return value if is_counter else value.float()
+    return value.float()
 
 
 # ------------------------------------------------------------ 3D -> 1D
@@ -762,9 +767,6 @@ def load_pretrained(model, source, method=METHOD, vocabulary=None):
             f"network ({name}: {report.skipped[name]})"
         )
     model.load_state_dict(filled, strict=False)
-    for module in model.modules():
-        if isinstance(module, nn.BatchNorm1d):
-            module.num_batches_tracked.zero_()  # it counts those of this training
     report.fresh = [name for name in state if is_parameter(name) and name not in filled]
     return report
 
@@ -776,7 +778,12 @@ def module_of(name):
 
 def is_parameter(name):
     """Return whether it is a layer's parameter or statistic, and not a counter."""
-    return "." in name and not name.endswith("num_batches_tracked")
+    return "." in name and not is_counter(name)
+
+
+def is_counter(name):
+    """Return whether it is BatchNorm's count of the batches that it has trained on."""
+    return name.endswith(COUNTER)
 
 
 def find_reasons(values, state, other_classes):

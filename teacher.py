@@ -937,10 +937,8 @@ def train(model, data, schedule, config, loss_function=all_heads_loss, resumed=N
     in_first_process(run.save)  # before epoch 0 too, so that any run can be resumed
     evaluation = None
     for epoch in range(len(run.history), config.epochs):
-        freeze.apply_freeze(model, schedule.trainable(epoch))
+        set_epoch(model, train_loader, schedule, config.seed, epoch)
         run.report_stage(epoch)
-        train_loader.batch_sampler.epoch = epoch
-        seed_dropout(config.seed, epoch)
         learning_rates = epoch_learning_rates(
             schedule, config.learning_rate, epoch, len(train_loader)
         )
@@ -965,10 +963,23 @@ def train(model, data, schedule, config, loss_function=all_heads_loss, resumed=N
     if evaluation is None:
         print(f"The run was finished: it has all of its {config.epochs} epochs")
         evaluation = evaluate_dev()
-    lines = fit_diagnosis(model, train_sentences, evaluation, data.vocabulary, config)
-    lines += decoding_diagnosis(evaluation)
-    print_diagnosis("Diagnosis of the last epoch's network:", lines)
+    diagnose_training(model, train_sentences, evaluation, data.vocabulary, config)
     return best_epoch(run.history)
+
+
+def set_epoch(model, train_loader, schedule, seed, epoch):
+    """Set all that an epoch trains and draws, which its number alone decides.
+
+    Args:
+        model: its layers are frozen or released.
+        train_loader: of make_train_loader; order and augmentation are the epoch's.
+        schedule: the UnfreezeSchedule of the model's layers.
+        seed: of the run.
+        epoch: counted from 0.
+    """
+    freeze.apply_freeze(model, schedule.trainable(epoch))
+    train_loader.batch_sampler.epoch = epoch
+    seed_dropout(seed, epoch)
 
 
 def evaluation_row(evaluation):
@@ -2332,6 +2343,13 @@ def print_diagnosis(title, lines):
     print(title)
     for line in lines or ["nothing conspicuous"]:
         print(f"  {line}")
+
+
+def diagnose_training(model, train_sentences, evaluation, vocabulary, config):
+    """Print what the last epoch's errors suggest; arguments as of fit_diagnosis."""
+    lines = fit_diagnosis(model, train_sentences, evaluation, vocabulary, config)
+    lines += decoding_diagnosis(evaluation)
+    print_diagnosis("Diagnosis of the last epoch's network:", lines)
 
 
 def fit_diagnosis(model, train_sentences, evaluation, vocabulary, config):

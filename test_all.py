@@ -3510,6 +3510,11 @@ def random_i3d(seed):
     return weights
 
 
+def without_counters(names):
+    """Return the names but those of BatchNorm's counts of train batches."""
+    return [name for name in names if not name.endswith("num_batches_tracked")]
+
+
 def in_layout(weights, column):
     """Return the state dict that the port of this column of UNITS would have."""
     if column == PIERGIAJ:
@@ -3709,7 +3714,11 @@ class Adaptation(FolderTestCase):
                 report = self.assert_adapted(path, weights)
 
                 self.assertEqual(len(report.adapted), 57)
-                self.assertEqual(len(report.loaded), 57 * 5)
+                self.assertEqual(len(report.loaded), 57 * 4)
+                self.assertIn(
+                    "Not read: num_batches_tracked (number of tensors: 57)",
+                    report.origin.not_read,
+                )
                 self.assertEqual(layers_of(report.skipped), {"classifier"})
 
     def test_batchnorm_counts_the_batches_of_its_own_training_alone(self):
@@ -3929,7 +3938,7 @@ class Adaptation(FolderTestCase):
 
                 self.assertEqual(report.fresh_modules, fresh)
                 together = report.loaded + report.adapted + list(report.skipped)
-                self.assertCountEqual(together, state)
+                self.assertCountEqual(together, without_counters(state))
                 for key, value in model.state_dict().items():
                     if key.rpartition(".")[0] in fresh:
                         self.assertTrue(torch.equal(value, before[key]), key)
@@ -4340,7 +4349,8 @@ class Adaptation(FolderTestCase):
         self.assertEqual(status, 0)
         self.assertIn("left out: criterion.weight\n", out)
         written = adapt.load_file(output)["model_state_dict"]
-        self.assertEqual(set(written), set(small_teacher().state_dict()))
+        expected = without_counters(small_teacher().state_dict())
+        self.assertCountEqual(written, expected)
 
     def test_program_errors_are_one_line(self):
         kinetics()

@@ -7001,6 +7001,10 @@ class Lab(FolderTestCase):
             csv.write_text(csv.read_text().rstrip() + " MORE\n")
             with self.assertRaisesRegex(ValueError, "has 'one' on other sentences"):
                 crossvalidate.save(folds, "two", 0, errors)
+            flags = ["adapt", str(folds), "--setting", "two", "--runs", "missing"]
+            args = crossvalidate.make_parser().parse_args(flags)
+            with self.assertRaisesRegex(ValueError, "has 'one' on other sentences"):
+                crossvalidate.adapt(args)  # before any network of --runs is read
             with self.assertRaisesRegex(ValueError, "typo: the record has no setting"):
                 crossvalidate.table_lines("typo")
 

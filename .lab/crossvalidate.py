@@ -219,7 +219,11 @@ def adapt(args):
 
     Args:
         args: of the command line: folds_dir, setting, seeds, and those of adapt_fold.
+
+    Raises:
+        ValueError: the record has other sentences by the folder's name.
     """
+    count_glosses(args.folds_dir)  # refuses other folds before any is recognised
     for seed in args.seeds:
         errors = {}
         for folder in fold_folders(args.folds_dir):

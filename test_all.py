@@ -6997,6 +6997,7 @@ class Lab(FolderTestCase):
         with record:
             printed(crossvalidate.save, folds, "one", 0, errors)
             lines = crossvalidate.table_lines("folds")
+            fold_lines = crossvalidate.fold_table_lines("folds", ["a"], ["one"])
             csv = folds / "fold0/dev.corpus.csv"
             csv.write_text(csv.read_text().rstrip() + " MORE\n")
             with self.assertRaisesRegex(ValueError, "has 'one' on other sentences"):
@@ -7009,7 +7010,15 @@ class Lab(FolderTestCase):
                 crossvalidate.table_lines("typo")
 
         glosses = sum(len(annotation.glosses) for annotation in sentences.values())
-        self.assertEqual(lines[2], f"| one | 1 | {100 * len(errors) / glosses:.1f} |")
+        wer_text = f"{100 * len(errors) / glosses:.1f}"
+        self.assertEqual(lines[2], f"| one | 1 | {wer_text} |")
+        self.assertEqual(fold_lines[2], f"| one | {wer_text} | {wer_text} |")
+
+    def test_crossvalidation_divides_a_row_into_its_folds(self):
+        crossvalidate = lab_module("crossvalidate")
+        row = {"sentences": [2, 1], "glosses": [3, 1, 5], "errors": [1, 1, 2]}
+
+        self.assertEqual(crossvalidate.wers_of_folds(row), [2 / 4, 2 / 5])
 
     def test_plain_network_ignores_padding(self):
         plain = lab_module("plain")

@@ -47,6 +47,7 @@ import statistics
 import sys
 import tempfile
 import time
+from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -283,6 +284,8 @@ def count_glosses(folds_dir):
 def save(folds_dir, setting, seed, errors, **more):
     """Record errors and glosses per held-out sentence, in the order of fold/id.
 
+    The column "sentences" has the number of held-out sentences of each fold.
+
     Args:
         folds_dir: directory of the folds; its name is the corpus's in the record.
         setting: its name.
@@ -296,10 +299,13 @@ def save(folds_dir, setting, seed, errors, **more):
     glosses = count_glosses(folds_dir)
     count = sum(glosses.values())
     wer = sum(errors.values()) / count
+    folds_of_sentences = [name.partition("/")[0] for name in glosses]
+    sentences = list(Counter(folds_of_sentences).values())
     lab.record(
         {"folds": Path(folds_dir).name, "setting": setting, "seed": seed},
         **more,
         wer=wer,
+        sentences=sentences,
         glosses=list(glosses.values()),
         errors=[errors[name] for name in glosses],
     )
@@ -445,6 +451,35 @@ def table_lines(folds, part="", baselines=()):
                 cells.append(difference_cell(rows, settings[baseline]))
         lines.append(table_row(cells))
     return lines
+
+
+def fold_table_lines(folds, fold_names, settings):
+    """Return the lines of a Markdown table of WERs on each fold and on all.
+
+    Args:
+        folds: the corpus's name in the record.
+        fold_names: of the columns, in the order of the folds.
+        settings: names of settings in the order of the rows; of several seeds each
+            cell has mean and standard deviation.
+    """
+    lines = [table_row([folds] + fold_names + ["all"])]
+    lines.append("|---" * (len(fold_names) + 2) + "|")
+    for name in settings:
+        rows = lab.recorded(folds=folds, setting=name)
+        if not rows:
+            raise ValueError(f"{folds}: the record has no setting {name!r}")
+        wers = [wers_of_folds(row) + [row["wer"]] for row in rows]
+        cells = [lab.spread(column) for column in zip(*wers, strict=True)]
+        lines.append(table_row([name] + cells))
+    return lines
+
+
+def wers_of_folds(row):
+    """Return the WER of a row of the record on each of its folds."""
+    ends = np.cumsum(row["sentences"])[:-1]
+    errors = np.split(row["errors"], ends)
+    glosses = np.split(row["glosses"], ends)
+    return [float(e.sum() / g.sum()) for e, g in zip(errors, glosses, strict=True)]
 
 
 def table_row(cells):

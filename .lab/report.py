@@ -5,9 +5,12 @@
 
 A mark is <!-- KIND: ARGUMENTS --> before a table and <!-- end --> behind it. Kinds:
 
-    folds: NAME; PART; BASELINE; ...    crossvalidate.table_lines
-    corpus: NAME                        strategies.table_lines
-    transfer: NAME                      strategies.transfer_lines
+    folds: NAME; PART; BASELINE; ...       crossvalidate.table_lines
+    each_fold: NAME; FOLDS; SETTING; ...   crossvalidate.fold_table_lines
+    corpus: NAME                           strategies.table_lines
+    transfer: NAME                         strategies.transfer_lines
+
+FOLDS are names for the columns, separated by whitespace.
 """
 
 import argparse
@@ -28,12 +31,15 @@ def marked_table(match):
     if kind == "folds":
         name, part, *baselines = arguments
         lines = crossvalidate.table_lines(name, part, baselines)
+    elif kind == "each_fold":
+        name, fold_names, *settings = arguments
+        lines = crossvalidate.fold_table_lines(name, fold_names.split(), settings)
     elif kind == "corpus":
         lines = strategies.table_lines(arguments[0])
     elif kind == "transfer":
         lines = strategies.transfer_lines(arguments[0])
     else:
-        raise ValueError(f"{begin_mark}: expected folds, corpus or transfer")
+        raise ValueError(f"{begin_mark}: expected folds, each_fold, corpus or transfer")
     return "\n".join([begin_mark] + lines + [end_mark])
 
 

@@ -409,6 +409,8 @@ class Config(teacher.TrainingConfig):
     output_dir: str = "checkpoints/student"  # for checkpoints, log and picture
     learning_rate: float = 2e-3  # AdamW's, at its maximum
     dropout: float = DROPOUT  # share of values dropped in front of the classifier
+    speed_std: float = 0.5  # of the logarithm of the speed, see teacher.augment
+    gain_std: float = 0.25  # of the logarithm of each feature's factor, see there
     channels: int = CHANNELS  # of its blocks
     teacher_checkpoint: str = "checkpoints/teacher/best_i3d.pth"  # or another
     teacher_sha256: str | None = None  # of that file, set when the run begins

@@ -818,6 +818,8 @@ class TrainingConfig:
     learning_rate: float = 1e-3  # AdamW's, at its maximum
     weight_decay: float = 0.01  # AdamW's
     dropout: float = DROPOUT  # share of values dropped in front of the last layers
+    speed_std: float = 0.0  # of the logarithm of the speed, see augment
+    gain_std: float = 0.0  # of the logarithm of each feature's factor, see augment
     seed: int = 0  # of all that is drawn
     temporal_stride: int | None = None  # frames per output frame; None: see with_stride
     centre_sentences: bool = True  # take each sentence's mean as its features' zero
@@ -1241,6 +1243,8 @@ DEV_SHARE = 0.1  # of the train sentences, held out where there is no dev file
 MOST_ERRORS = 10  # errors of a corpus that are printed
 
 TIME_STRETCH = (0.8, 1.25)  # length factor of a train sentence
+SPEED_FRAMES = 24  # frames, about, for which an uneven speed is kept
+FEWEST_SPEEDS = 3  # in a sentence
 AMPLITUDE_SCALE = (0.7, 1.4)  # factor of its features: a signer's size and distance
 CENTRED_STD = 3.0  # largest distance of a mean from zero at which zero is the origin
 NOISE_STD = 0.1  # of added noise, in standard deviations of a feature
@@ -1879,14 +1883,19 @@ def make_train_loader(sentences, data, config):
     if config.overfit is not None:
         return make_loader(sentences, data.vocabulary, config, shuffle=True)
     augmentation = functools.partial(
-        augment, mean=data.mean, std=data.std, stride=config.temporal_stride
+        augment,
+        mean=data.mean,
+        std=data.std,
+        stride=config.temporal_stride,
+        speed_std=config.speed_std,
+        gain_std=config.gain_std,
     )
     return make_loader(sentences, data.vocabulary, config, augmentation, shuffle=True)
 
 
 @np.errstate(over="ignore")  # infinity is clamped by standardise()
-def augment(features, glosses, generator, mean, std, stride):
-    """Draw another length, amplitude and noise for a train sentence.
+def augment(features, glosses, generator, mean, std, stride, speed_std, gain_std):
+    """Draw another speed, length, amplitude and noise for a train sentence.
 
     Args:
         features: [T, D].
@@ -1895,15 +1904,24 @@ def augment(features, glosses, generator, mean, std, stride):
         mean: [D] of the train split.
         std: [D] of the train split.
         stride: frames per output frame.
+        speed_std: standard deviation of the logarithm of the speed, which is drawn for
+            each part of the sentence; 0: the speed is even.
+        gain_std: standard deviation of the logarithm of the factor that is drawn for
+            each feature; 0: all features of a sentence have the same factor.
 
     Returns:
         Features [another T, D].
     """
+    if speed_std > 0:
+        features = change_speed(features, generator, speed_std)
     frames = round(len(features) * generator.uniform(*TIME_STRETCH))
     shortest = (frames_needed(glosses) - 1) * stride + 1
     features = change_length(features, max(frames, shortest))
     origin = scaling_origin(mean, std)
     scale = np.float32(np.exp(generator.uniform(*np.log(AMPLITUDE_SCALE))))
+    if gain_std > 0:
+        gains = generator.standard_normal(features.shape[1], dtype=np.float32)
+        scale = scale * np.exp(gain_std * gains)  # [D]
     noise = generator.standard_normal(features.shape, dtype=np.float32)
     return origin + scale * (features - origin) + NOISE_STD * std * noise
 
@@ -1916,6 +1934,25 @@ def scaling_origin(mean, std):
     deviation 10 is scaled about 1000 - CENTRED_STD * 10 instead.
     """
     return mean - np.clip(mean, -CENTRED_STD * std, CENTRED_STD * std)
+
+
+def change_speed(features, generator, speed_std):
+    """Make some parts of a sentence slower and others faster: [T, D] -> [T, D].
+
+    The sentence is divided into equal parts of about SPEED_FRAMES. Each lasts longer or
+    shorter by a factor whose logarithm has the standard deviation speed_std.
+    """
+    frames = len(features)
+    parts = max(FEWEST_SPEEDS, frames // SPEED_FRAMES)
+    durations = np.exp(speed_std * generator.standard_normal(parts))
+    borders = np.cumsum(np.concatenate(([0], durations)))  # of the changed parts
+    original_borders = np.linspace(0, frames - 1, parts + 1)
+    times = np.linspace(0, borders[-1], frames)
+    positions = np.interp(times, borders, original_borders)  # [T] frames
+    before = np.floor(positions).astype(int)
+    after = np.minimum(before + 1, frames - 1)
+    weights = (positions - before).astype(np.float32)[:, None]  # [T, 1]
+    return (1 - weights) * features[before] + weights * features[after]
 
 
 def change_length(features, frames):
@@ -2756,6 +2793,18 @@ def add_training_flags(parser):
         "--dropout",
         type=number(float, 0, 0.99),
         help="share of values dropped in front of the last layers",
+    )
+    group.add_argument(
+        "--speed_std",
+        type=number(float, 0, 5),
+        metavar="STD",
+        help="of the logarithm of the speed in parts of a train sentence, in training",
+    )
+    group.add_argument(
+        "--gain_std",
+        type=number(float, 0, 5),
+        metavar="STD",
+        help="of the logarithm of each feature's factor in training",
     )
     group.add_argument(
         "--seed", type=number(int, 0, 2**63 - 1), help="of all that is drawn"

@@ -1785,7 +1785,14 @@ class Corpus(TeacherTestCase):
 
             def augment(features, glosses, generator):
                 return teacher.augment(
-                    features, glosses, generator, data.mean, data.std, stride=4
+                    features,
+                    glosses,
+                    generator,
+                    data.mean,
+                    data.std,
+                    stride=4,
+                    speed_std=0.5,
+                    gain_std=0.25,
                 )
 
         items = []
@@ -1840,6 +1847,40 @@ class Corpus(TeacherTestCase):
 
             np.testing.assert_allclose(found, expected)
 
+    def test_changed_speed_is_constant_in_each_part(self):
+        frames = 24 * 5
+        ramp = np.arange(frames, dtype=np.float32)[:, None]
+
+        even = teacher.change_speed(ramp, np.random.default_rng(0), speed_std=0)
+        found = teacher.change_speed(ramp, np.random.default_rng(0), speed_std=0.5)
+
+        np.testing.assert_allclose(even, ramp, atol=1e-4)
+        self.assertEqual((found[0, 0], found[-1, 0]), (0, frames - 1))
+        steps = np.diff(found[:, 0])
+        self.assertGreater(steps.min(), 0)
+        # Five parts of 24 frames have five speeds; steps across a border lie between.
+        speeds, counts = np.unique(steps.round(3), return_counts=True)
+        self.assertEqual(np.sum(counts > 2), 5)
+        self.assertGreater(speeds.max() / speeds.min(), 1.5)
+
+    def test_each_feature_of_a_sentence_draws_its_factor(self):
+        features = np.ones((10, 4000), dtype=np.float32)
+
+        augmented = teacher.augment(
+            features,
+            (),
+            np.random.default_rng(0),
+            mean=np.zeros(4000, np.float32),
+            std=np.zeros(4000, np.float32),  # no noise, and zero is the origin
+            stride=4,
+            speed_std=0,
+            gain_std=0.25,
+        )
+
+        self.assertEqual(np.ptp(augmented, axis=0).max(), 0)  # constant over time
+        self.assertEqual(augmented.dtype, np.float32)
+        self.assertAlmostEqual(np.log(augmented[0]).std(), 0.25, delta=0.01)
+
     def test_augmented_sentences_stay_alignable(self):
         glosses = ("A", "B", "B", "C", "D")  # need six output frames
         shortest = 4 * (6 - 1) + 1  # frames at a stride of 4
@@ -1848,7 +1889,14 @@ class Corpus(TeacherTestCase):
         for seed in range(40):
             generator = np.random.default_rng(seed)
             augmented = teacher.augment(
-                features, glosses, generator, np.zeros(2), np.ones(2), stride=4
+                features,
+                glosses,
+                generator,
+                mean=np.zeros(2),
+                std=np.ones(2),
+                stride=4,
+                speed_std=0.5,
+                gain_std=0,
             )
             lengths.append(len(augmented))
 
@@ -1867,7 +1915,16 @@ class Corpus(TeacherTestCase):
         for seed, features in enumerate(corpus):
             generator = np.random.default_rng(seed)
             augmented.append(
-                teacher.augment(features, (), generator, mean, std, stride=4)
+                teacher.augment(
+                    features,
+                    (),
+                    generator,
+                    mean,
+                    std,
+                    stride=4,
+                    speed_std=0,
+                    gain_std=0,
+                )
             )
 
         rows = (np.concatenate(augmented) - mean) / std

@@ -402,7 +402,16 @@ def augment_slowly(features, glosses, generator, sizes, pause):
     time.sleep(pause)
     mean = np.zeros(sizes.features, np.float32)
     std = np.ones(sizes.features, np.float32)
-    features = teacher.augment(features, glosses, generator, mean, std, sizes.stride)
+    features = teacher.augment(
+        features,
+        glosses,
+        generator,
+        mean,
+        std,
+        sizes.stride,
+        speed_std=0.5,
+        gain_std=0.25,
+    )
     return features[: sizes.frames]
 
 

@@ -402,8 +402,8 @@ def export_student(checkpoint, path, adapt_to=None):
 class Config(teacher.TrainingConfig):
     """Every setting of a student's training run: name, default, unit and meaning.
 
-    The program's flags have the same names and take their defaults from here; only
-    teacher_sha256 has no flag.
+    The program's flags have the same names and take their defaults from here. What has
+    no flag comes from the teacher: temporal_stride, centre_sentences, teacher_sha256.
     """
 
     output_dir: str = "checkpoints/student"  # for checkpoints, log and picture
@@ -630,7 +630,7 @@ def count_parameters(model):
     return sum(
         parameter.numel()
         for name, parameter in model.named_parameters()
-        if "projection" not in name
+        if "classifier.projections" not in name
     )
 
 
@@ -710,8 +710,8 @@ def run_distill(args, resumed):
     """Do what the flags of distill.py ask for; return what --json prints."""
     config = teacher.config_from(args, Config)
     if args.export is not None:
-        if args.predict is not None or args.ctm is not None:
-            raise ValueError("--export goes without --predict and --ctm")
+        if args.predict is not None:
+            raise ValueError("--export goes without --predict")
         refuse_export_path(args.export)
     if args.evaluate is not None and args.export is not None:
         return teacher.in_first_process(

@@ -159,7 +159,7 @@ def standardise(features, lengths, mean, std, centre_sentences):
     """Express features in the train split's standard deviations from a mean.
 
     They are clamped, so that a wrong frame of a tracker neither becomes infinite in the
-    layers behind nor moves the mean of its sentence far.
+    layers behind nor moves the mean of its sentence without bound.
 
     Args:
         features: [B, T, D].
@@ -546,8 +546,10 @@ class I3DTeacher(Recogniser):
     def i3d(self, rows, lengths):
         """Apply stem to mixed_5c: [N, D], [B] -> [N', 1024], lengths' [B]."""
         find_neighbours = functools.partial(neighbours, device=rows.device)
-        # left = (kernel - stride) // 2 is TensorFlow's padding; a pooling whose stride
-        # became 1 keeps the window that it has at stride 2.
+        # left = (kernel - stride) // 2 is TensorFlow's padding of a length that the
+        # stride divides. TensorFlow shifts the windows of other lengths by a frame;
+        # here they lie alike in every sentence. A pooling whose stride became 1 keeps
+        # the window that it has at stride 2.
         window7, lengths = find_neighbours(lengths, 7, left=2, stride=2)
         window3, _ = find_neighbours(lengths, 3, left=1)
         rows = self.stem(rows, window7, window3)
@@ -619,9 +621,9 @@ def ctc_loss(model, batch):
 def all_heads_loss(model, batch):
     """Compute ctc_loss plus backbone_ctc times the mean of the further heads' losses.
 
-    A network without further heads, such as the student, has ctc_loss alone.
+    A network without further heads has ctc_loss alone.
     """
-    weight = getattr(model, "backbone_ctc", 0)
+    weight = model.backbone_ctc
     if weight == 0:
         return ctc_loss(model, batch)
     logits, further_logits, lengths = model.all_heads(batch.features, batch.lengths)
@@ -1675,19 +1677,19 @@ def with_stride(config, data):
 
 
 def stride_line(config, data):
-    """Return a line on the temporal stride, and on why it is not larger."""
+    """Return a line on the temporal stride, and on sentences too short for the next."""
     line = f"Temporal stride: {config.temporal_stride} frames per output frame"
     larger = [stride for stride in STRIDES if stride > config.temporal_stride]
-    if larger:
-        sentences = data.splits["train"]
-        short = [item for item in sentences if not item.fits(min(larger))]
-        line += (
-            f"; {len(short)} of {len(sentences)} train sentences are too short for "
-            f"{min(larger)}"
-        )
-        if short:
-            line += f", such as {short[0].id}"
-    return line
+    if not larger:
+        return line
+    sentences = data.splits["train"]
+    short = [item for item in sentences if not item.fits(min(larger))]
+    if not short:
+        return line
+    return (
+        f"{line}; {len(short)} of {len(sentences)} train sentences are too short for "
+        f"{min(larger)}, such as {short[0].id}"
+    )
 
 
 def refuse_other_options(model, config):
@@ -2652,34 +2654,29 @@ RESUME_MAY_CHANGE = {
     "export",
 }
 
-# The flags that --evaluate and --predict read; all others are for training.
-EVALUATION_USES = {
+# The flags that the modes read which do not train; --device and --json go everywhere.
+RECOGNITION_FLAGS = {
     "evaluate",
-    "predict",
-    "split",
     "beam_width",
     "adapt_to",
-    "ctm",
-    "json",
-    "export",
-    "data_dir",
-    "clean_annotations",
-    "output_dir",
-    "overfit",
     "batch_size",
     "num_workers",
     "precision",
-    "device",
 }
-
-
-EVALUATION_ALONE = {"split", "beam_width", "adapt_to"}  # flags that only these read
+MODE_FLAGS = {
+    "--evaluate": RECOGNITION_FLAGS | {"split", "ctm", "data_dir", "clean_annotations"},
+    "--predict": RECOGNITION_FLAGS | {"predict", "output_dir", "overfit"},
+    "--evaluate --export": {"evaluate", "export", "adapt_to"},
+    "--validate_data": {"validate_data", "clean_annotations", "temporal_stride"},
+}
+NOT_IN_TRAINING = {"split", "beam_width", "adapt_to"}  # flags that only modes read
 
 
 def refuse_unwritable(folder, flag):
-    """Raise ValueError where no file can be written into a folder, made if missing.
+    """Raise ValueError where no file can be written into a folder.
 
-    This is found before the training, not after it.
+    One that is missing can be written if it can be made. This is found before the
+    training, not after it.
     """
     existing = Path(folder).absolute()
     while not existing.exists():
@@ -2813,7 +2810,8 @@ def add_training_flags(parser):
         "--overfit",
         type=count,
         metavar="N",
-        help="train on N sentences, not augmented, and score these",
+        help="train on N sentences, not augmented, and score these; the run lies in "
+        "the folder overfit/ of --output_dir",
     )
 
 
@@ -2976,11 +2974,15 @@ def run_program(parser, argv, model_class, run):
         run: (args, content of the last.pth to resume or None) -> dict.
     """
     args = parser.parse_args(argv)
-    if args.overfit is not None and not args.resume:
+    mode = mode_of(args)
+    names_run = mode in ("training", "--predict") and not args.resume
+    if args.overfit is not None and names_run:
         # distill.py must not take such a network for the teacher.
         args.output_dir = f"{args.output_dir}/overfit"
-    if args.ctm is not None and (args.evaluate is None or args.predict is not None):
-        parser.error("--ctm goes with --evaluate, without --predict")
+    if args.ctm is not None and mode != "--evaluate":
+        parser.error("--ctm goes with --evaluate, without --predict or --export")
+    if args.predict is not None and args.resume:
+        parser.error("--resume goes without --predict")
     with contextlib.suppress(ValueError):  # only the main thread may set handlers
         signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
@@ -3006,18 +3008,34 @@ def run_program(parser, argv, model_class, run):
         parser.exit(status, f"{parser.prog}: {message}\n")
 
 
+def mode_of(args):
+    """Return what the flags ask for: a key of MODE_FLAGS, or "training"."""
+    given = vars(args)  # not every program has every flag
+    if args.predict is not None:
+        return "--predict"
+    if args.evaluate is not None and given.get("export") is not None:
+        return "--evaluate --export"
+    if args.evaluate is not None:
+        return "--evaluate"
+    if given.get("validate_data") is not None:
+        return "--validate_data"
+    return "training"
+
+
 def name_unused_flags(parser, args):
     """Print which of the given flags are not read by the mode that is asked for."""
     defaults = parser.parse_args([])  # of the same types, as of paths
-    evaluating = args.evaluate is not None or args.predict is not None
+    mode = mode_of(args)
+    if mode == "training":
+        used = vars(args).keys() - NOT_IN_TRAINING
+    else:
+        used = MODE_FLAGS[mode] | {"device", "json"}
     unused = []
-    for name in sorted(vars(args)):
-        used = name in EVALUATION_USES if evaluating else name not in EVALUATION_ALONE
-        if not used and getattr(args, name) != getattr(defaults, name):
+    for name in sorted(vars(args).keys() - used):
+        if getattr(args, name) != getattr(defaults, name):
             unused.append(f"--{name}")
     if unused:
-        purpose = "training" if evaluating else "--evaluate and --predict"
-        print(f"Flags of {purpose}, not used here: {' '.join(unused)}")
+        print(f"Flags that {mode} does not use: {' '.join(unused)}")
 
 
 def explain_failure(error, args):
@@ -3037,7 +3055,7 @@ def explain_failure(error, args):
         return 1, str(error)  # such as one that the system has killed
     if isinstance(error, KeyboardInterrupt):
         message = "interrupted"
-        if args.evaluate is None and args.predict is None:
+        if mode_of(args) == "training":
             message += (
                 f"; a training continues with --resume --output_dir {args.output_dir}"
             )
@@ -3299,6 +3317,9 @@ def load_weights(model, data, config):
         adapt.estimate_batchnorm(
             model, ((batch.features, batch.lengths) for batch in loader)
         )
+        for layer in model.modules():
+            if isinstance(layer, BatchNorm):
+                layer.num_batches_tracked.zero_()  # it counts the training's batches
     return report.fresh_modules
 
 
@@ -3306,8 +3327,8 @@ def validate_data(config):
     """Read and describe the corpus of config.data_dir; return what was found, a dict.
 
     Raises:
-        ValueError: errors in its files.
-        OSError: most train sentences are too short, or no gloss of dev is in train.
+        ValueError: errors in its files, or all train sentences are too short.
+        OSError: most of them are too short, or no gloss of dev is in train.
     """
     data = read_data(config.data_dir, clean=config.clean_annotations)
     facts = describe_data(data)

@@ -2195,20 +2195,50 @@ class TeacherProgram(TeacherTestCase):
         flags = ["--beam_width", 10, "--split", "test", "--adapt_to", "x.npy"]
         run = self.train(*flags, epochs=1)
 
-        words = "Flags of --evaluate and --predict, not used here: "
+        words = "Flags that training does not use: "
         self.assertIn(f"{words}--adapt_to --beam_width --split\n", run.out)
 
-    def test_evaluate_names_the_flags_it_does_not_use(self):
-        checkpoint, _ = self.checkpoint()
-        flags = ["--epochs", 7, "--temporal_stride", 8, "--beam_width", 2]
+    def test_other_modes_name_the_flags_they_do_not_use(self):
+        unused = [
+            "--epochs",
+            7,
+            "--temporal_stride",
+            8,
+            "--overfit",
+            3,
+            "--split",
+            "dev",
+        ]
+        used = ["--beam_width", 2, "--adapt_to", "x.npy"]
+        cases = (
+            (
+                ["--evaluate", "x.pth", "--split", "test"],
+                "--epochs --overfit --temporal_stride",
+            ),
+            (
+                ["--predict", "x.npy", "--split", "test"],
+                "--epochs --split --temporal_stride",
+            ),
+        )
+        for mode, names in cases:
+            with self.subTest(mode=mode):
+                _, out, _ = self.program(teacher.main, *unused, *used, *mode)
+                _, out_of_used, _ = self.program(teacher.main, *used, *mode[:2])
 
-        _, err = self.evaluate(checkpoint, *flags)
-        _, err_without_flags = self.evaluate(checkpoint)
-        _, out_of_student, _ = self.program(distill.main, "--evaluate", "none.pth")
+                name = mode[0]
+                self.assertIn(f"Flags that {name} does not use: {names}\n", out)
+                self.assertNotIn("does not use", out_of_used)
 
-        self.assertIn("not used here: --epochs --temporal_stride\n", err)
-        self.assertNotIn("not used", err_without_flags)
-        self.assertNotIn("not used", out_of_student)
+    def test_flags_that_validation_and_export_do_not_use_are_named(self):
+        validation = ["--validate_data", self.corpus(), "--epochs", 3]
+        export = ["--evaluate", "x.pth", "--export", "x.pt2", "--split", "test"]
+
+        _, out, _ = self.program(teacher.main, *validation)
+        _, out_of_export, _ = self.program(distill.main, *export)
+
+        self.assertIn("Flags that --validate_data does not use: --epochs\n", out)
+        words = "Flags that --evaluate --export does not use: --split\n"
+        self.assertIn(words, out_of_export)
 
     def test_ctm_is_scored_alike_by_wer(self):
         checkpoint, _ = self.checkpoint(std=0.1)
@@ -2302,6 +2332,21 @@ class TeacherProgram(TeacherTestCase):
         units += ["lstm.shortcut.units.0", "lstm.shortcut.units.1"]
         self.assertEqual(changed, {f"{unit}.bn" for unit in units})
 
+    def test_estimating_statistics_counts_no_batch_of_the_training(self):
+        weights, _ = self.checkpoint()
+        data = self.data()
+        changes = {"pretrained_weights": str(weights), "adapt_method": "temporal_max"}
+        config = small_config(temporal_stride=4, **changes)
+        model = teacher.make_model(teacher.I3DTeacher, data, config)
+
+        _, out = printed(teacher.load_weights, model, data, config)
+
+        self.assertIn("statistics are re-estimated", out)
+        state = model.state_dict()
+        for name in ("stem.conv_2b.bn", "mixed_5c.b0.bn"):
+            self.assertEqual(state[f"{name}.num_batches_tracked"], 0)
+            self.assertGreater(state[f"{name}.running_mean"].abs().max(), 0)
+
     def test_evaluate_adapts_as_predict_does(self):
         checkpoint, _ = self.checkpoint(std=0.1)
         files = sorted((self.corpus() / "features/test").iterdir())
@@ -2360,6 +2405,7 @@ class TeacherProgram(TeacherTestCase):
             ("--temporal_stride 3", "choice: 3"),
             ("--device cuda:9", f"torch {torch.__version__}"),
             ("--ctm x", "--ctm goes with --evaluate"),
+            ("--resume --predict x.npy", "--resume goes without --predict"),
             ("--evaluate x.pth --resume", "not allowed with"),
             ("--evaluate x.pth --predict x.npy --ctm x", "without --predict"),
             (
@@ -3599,9 +3645,10 @@ def pad_same(x, kernel, stride):
     So what is constant over space stays constant, without an effect of the border.
     """
     pads = []
-    for size, step in zip(kernel, stride, strict=True):
-        left = (size - step) // 2
-        pads.append((left, size - step - left))
+    for length, size, step in zip(x.shape[2:], kernel, stride, strict=True):
+        outputs = math.ceil(length / step)
+        total = max((outputs - 1) * step + size - length, 0)
+        pads.append((total // 2, total - total // 2))
     time, height, width = pads
     x = F.pad(x, width + height + (0, 0), mode="circular")
     return F.pad(x, (0, 0, 0, 0) + time)
@@ -3694,13 +3741,14 @@ class Adaptation(FolderTestCase):
 
         report = adapt.load_pretrained(model, source, method)
         with torch.no_grad():
-            found, lengths = model.backbone(clips, torch.tensor([32, 16]))
+            # TensorFlow pads lengths that 4 does not divide in another way.
+            found, lengths = model.backbone(clips, torch.tensor([32, 20]))
             long = i3d_backbone(weights, clips[0])
-            short = i3d_backbone(weights, clips[1, :16])
+            short = i3d_backbone(weights, clips[1, :20])
 
         self.assertEqual(found.shape, (2, 4, 1024))
-        self.assertEqual(lengths.tolist(), [4, 2])
-        for one, expected in ((found[0], long), (found[1, :2], short)):
+        self.assertEqual(lengths.tolist(), [4, 3])
+        for one, expected in ((found[0], long), (found[1, :3], short)):
             error = (one - expected).norm() / expected.norm()
             self.assertLessEqual(error.item(), 1e-5)
         return report

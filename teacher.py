@@ -68,11 +68,15 @@ BRANCHES = {
 }
 STEM_CHANNELS = (64, 64, 192)  # of conv_1a, conv_2b, conv_2c
 # Max-pooling over time in front of a block: its kernel in frames, and the smallest
-# temporal stride of the network at which the pooling halves time.
+# temporal stride of the network at which the pooling halves time. Where it does not, the
+# kernels behind it read frames that lie twice as far apart (dilation):
+#     temporal stride of the network    8    4    2
+#     dilation behind mixed_4b's        1    1    2
+#     dilation behind mixed_5b's        1    2    4
 POOLINGS = {"mixed_4b": (3, 4), "mixed_5b": (2, 8)}
 STRIDES = (2, 4, 8)  # temporal strides that the network can have; 8 is I3D's own
 
-TEMPORAL_STRIDE = 4  # frames per output frame
+TEMPORAL_STRIDE = 4  # frames per output frame, of a network made without a Config
 HIDDEN_SIZE = 256  # LSTM units per direction
 SHORTCUT_KERNEL = 5  # frames that a unit of Shortcut reads
 SHORTCUT_CHANNELS = 512  # of Shortcut

@@ -68,8 +68,8 @@ BRANCHES = {
 }
 STEM_CHANNELS = (64, 64, 192)  # of conv_1a, conv_2b, conv_2c
 # Max-pooling over time in front of a block: its kernel in frames, and the smallest
-# temporal stride of the network at which the pooling halves time. Where it does not, the
-# kernels behind it read frames that lie twice as far apart (dilation):
+# temporal stride of the network at which the pooling halves time. Where it does not,
+# the kernels behind it read frames that lie twice as far apart (dilation):
 #     temporal stride of the network    8    4    2
 #     dilation behind mixed_4b's        1    1    2
 #     dilation behind mixed_5b's        1    2    4

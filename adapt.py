@@ -865,7 +865,8 @@ def estimate_batchnorm(model, inputs):
     in evaluation mode, keeps its statistics.
 
     Args:
-        model: a module; its training mode and its BatchNorms' momentum are kept.
+        model: a module; its training mode, and its BatchNorms' momentum and counts of
+            train batches are kept.
         inputs: argument tuples for the model, one per batch of data.
     """
     was_training = model.training
@@ -877,13 +878,15 @@ def estimate_batchnorm(model, inputs):
             if module.training:
                 norms.append(module)
     momenta = [norm.momentum for norm in norms]
+    counts = [norm.num_batches_tracked.clone() for norm in norms]
     for norm in norms:
         norm.reset_running_stats()
         norm.momentum = None  # the mean of all batches since the reset
     for arguments in inputs:
         model(*arguments)
-    for norm, momentum in zip(norms, momenta, strict=True):
+    for norm, momentum, count in zip(norms, momenta, counts, strict=True):
         norm.momentum = momentum
+        norm.num_batches_tracked.copy_(count)
     model.train(was_training)
 
 

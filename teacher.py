@@ -3321,9 +3321,6 @@ def load_weights(model, data, config):
         adapt.estimate_batchnorm(
             model, ((batch.features, batch.lengths) for batch in loader)
         )
-        for layer in model.modules():
-            if isinstance(layer, BatchNorm):
-                layer.num_batches_tracked.zero_()  # it counts the training's batches
     return report.fresh_modules
 
 

@@ -294,6 +294,9 @@ class TeacherTestCase(FolderTestCase):
         model = teacher.make_model(teacher.I3DTeacher, data, config)
         inputs = [(batch.features, batch.lengths) for batch in loader_of(data)]
         adapt.estimate_batchnorm(model, inputs)
+        for layer in model.modules():
+            if isinstance(layer, nn.BatchNorm1d):
+                layer.num_batches_tracked.fill_(1)  # as after a training
         nn.init.normal_(model.classifier.weight, std=std)
         content = {
             "model": "teacher",
@@ -2199,35 +2202,21 @@ class TeacherProgram(TeacherTestCase):
         self.assertIn(f"{words}--adapt_to --beam_width --split\n", run.out)
 
     def test_other_modes_name_the_flags_they_do_not_use(self):
-        unused = [
-            "--epochs",
-            7,
-            "--temporal_stride",
-            8,
-            "--overfit",
-            3,
-            "--split",
-            "dev",
-        ]
+        flags = ["--epochs", 7, "--overfit", 3, "--split", "test"]
         used = ["--beam_width", 2, "--adapt_to", "x.npy"]
         cases = (
-            (
-                ["--evaluate", "x.pth", "--split", "test"],
-                "--epochs --overfit --temporal_stride",
-            ),
-            (
-                ["--predict", "x.npy", "--split", "test"],
-                "--epochs --split --temporal_stride",
-            ),
+            ("--evaluate", "x.pth", "--epochs --overfit"),
+            ("--predict", "x.npy", "--epochs --split"),
         )
-        for mode, names in cases:
+        for mode, file, names in cases:
             with self.subTest(mode=mode):
-                _, out, _ = self.program(teacher.main, *unused, *used, *mode)
-                _, out_of_used, _ = self.program(teacher.main, *used, *mode[:2])
+                _, out, _ = self.program(teacher.main, mode, file, *used, *flags)
+                _, out_of_used, _ = self.program(teacher.main, mode, file, *used)
+                _, out_of_student, _ = self.program(distill.main, mode, file)
 
-                name = mode[0]
-                self.assertIn(f"Flags that {name} does not use: {names}\n", out)
+                self.assertIn(f"Flags that {mode} does not use: {names}\n", out)
                 self.assertNotIn("does not use", out_of_used)
+                self.assertNotIn("does not use", out_of_student)
 
     def test_flags_that_validation_and_export_do_not_use_are_named(self):
         validation = ["--validate_data", self.corpus(), "--epochs", 3]
@@ -4091,6 +4080,7 @@ class Adaptation(FolderTestCase):
         layers = (freeze.BatchNorm1d(3), nn.Linear(3, 2), freeze.BatchNorm1d(2))
         model = nn.Sequential(*layers).eval()
         first, linear, last = layers
+        first.num_batches_tracked.fill_(5)
         batches = [torch.randn(n, 3) * n + 5 for n in (4, 30, 7)]
         hidden = []
         for batch in batches:
@@ -4099,12 +4089,12 @@ class Adaptation(FolderTestCase):
 
         adapt.estimate_batchnorm(model, [(batch,) for batch in batches])
 
-        for norm, inputs in ((first, batches), (last, hidden)):
+        for norm, inputs, count in ((first, batches, 5), (last, hidden, 0)):
             mean = sum(x.mean(0) for x in inputs) / 3
             var = sum(x.var(0) for x in inputs) / 3
             torch.testing.assert_close(norm.running_mean, mean)
             torch.testing.assert_close(norm.running_var, var)
-            self.assertEqual(norm.momentum, 0.1)
+            self.assertEqual((norm.momentum, norm.num_batches_tracked), (0.1, count))
             self.assertFalse(norm.training)
 
     def test_statistics_are_estimated_without_dropout(self):

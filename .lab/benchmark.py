@@ -409,8 +409,8 @@ def augment_slowly(features, glosses, generator, sizes, pause):
         mean,
         std,
         sizes.stride,
-        speed_std=0.5,
-        gain_std=0.25,
+        speed_std=0,
+        gain_std=0,
     )
     return features[: sizes.frames]
 
